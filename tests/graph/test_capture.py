@@ -276,7 +276,10 @@ STOPS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "one hot": (lambda m, x: F.one_hot(x.argmax(1)), "depends on the values"),
     "its own error": (lambda m, x: x.reshape(5, 5), r"to run, got .*x.reshape\(5, 5\).*RuntimeError: shape"),
     "deep in torch": (lambda m, x: m.a(x[:, :2]), r"to run, got .*m.a\(x.*RuntimeError: mat1 and mat2"),
-    "makes parameters": (lambda m, x: makes(m)(x), "'made.weight', which its first call makes. Run model"),
+    "makes parameters": (
+        lambda m, x: makes(m)(x),
+        "'made.weight', which only its first call creates. Run model",
+    ),
 }
 
 
@@ -307,7 +310,7 @@ def test_what_stops_a_capture_is_said_by_the_users_line(
 
 
 def test_parameters_that_are_not_made_yet() -> None:
-    with pytest.raises(sc.CaptureError, match=r"'0.weight', which its first call makes\. Run model"):
+    with pytest.raises(sc.CaptureError, match=r"'0.weight', which only its first call creates\. Run model"):
         sc.trace(nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)), torch.zeros(2, 4))
 
 

@@ -91,7 +91,7 @@ def test_packed_sequences(name: str) -> None:
             with torch.no_grad():
                 torch.testing.assert_close(small(*args), masked(*args), rtol=1e-9, atol=1e-10)
     assert sc.verify(model, small, plan, inputs).difference < 1e-9
-    with pytest.raises(sc.ApplyError, match=r"depend on lengths, and a captured program holds one value"):
+    with pytest.raises(sc.ApplyError, match=r"depend on lengths: a captured program is right for one value"):
         sc.apply(model, plan, "graph", graph=graph)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.graph.courses import Course
+from secateur.graph.executionpath import ExecutionPath
 
 Body = Callable[[Tensor, bool], Tensor]
 
@@ -67,12 +67,12 @@ def test_a_size_that_only_leaves_calls_out_is_captured_if_they_matter(name: str)
 
 def test_calls_are_told_apart_by_their_switches() -> None:
     x = torch.randn(2, 3)
-    with Course(nn.Module()) as up:
+    with ExecutionPath(nn.Module()) as up:
         x.sort(-1, descending=False)
-    with Course(nn.Module()) as down:
+    with ExecutionPath(nn.Module()) as down:
         x.sort(-1, descending=True)
-    assert {k[3:] for k in up.kinds} == {(False,)}
-    assert {k[3:] for k in down.kinds} == {(True,)}
+    assert {k[3:] for k in up.calls_with_switches} == {(False,)}
+    assert {k[3:] for k in down.calls_with_switches} == {(True,)}
 
 
 def test_training_is_told_apart_on_the_same_values() -> None:

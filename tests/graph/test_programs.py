@@ -105,7 +105,7 @@ def test_a_size_that_the_code_holds_has_a_program_of_its_own(monkeypatch: pytest
         assert leaf.shape[1] == length
     assert len(programs) == 3
     monkeypatch.setattr(programs_module, "MOST", 3)
-    with pytest.raises(sc.CalibrationError, match="at most 3 sizes, since the model's code holds each"):
+    with pytest.raises(sc.CalibrationError, match="at most 3 sizes, since the model is captured once for"):
         programs.of((torch.randn(2, 7, 4),), {})
 
 

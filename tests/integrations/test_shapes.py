@@ -17,7 +17,7 @@ from tests.graph.test_trace import assert_same, state_of
 from tests.helpers.models import TOPOLOGIES, build
 from tests.integrations.training import a_pruner, batches, network, step
 from tests.targets.blocks.models import make
-from tests.targets.units.module_form.test_mending import CASES
+from tests.targets.units.module_form.test_mendrules import CASES
 
 
 def pruned(rounds: int = 2) -> nn.Module:

@@ -24,8 +24,7 @@ from secateur.allocators.signals import ScoreTable, vector
 from secateur.allocators.step_function import StepFunction, split, step_function
 from secateur.common.formatting import share
 from secateur.errors import SettingError
-from secateur.graph.groups import Group
-from secateur.graph.weight import WeightGroup
+from secateur.graph.groups import Group, WeightGroup
 from secateur.signals.units.combination import Asked, name_of
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from secateur.errors import SettingError
-from secateur.graph.groups import Group
-from secateur.graph.weight import WeightGroup
+from secateur.graph.groups import Group, WeightGroup
 
 
 def layers_of(group: Group) -> tuple[str, ...]:

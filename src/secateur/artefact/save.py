@@ -41,12 +41,12 @@ from secateur.targets.together.blocks import without_blocks
 from secateur.targets.together.graph import part
 from secateur.targets.units.graph_form.program import smaller_program
 from secateur.targets.units.graph_form.traced import Traced
+from secateur.targets.units.later_calls.callcheck import check_calls
 from secateur.targets.units.later_calls.flagged import Refused, guard
-from secateur.targets.units.later_calls.held import hold
 from secateur.targets.units.masked import masked
 from secateur.targets.units.module_form.mended import mend
 from secateur.targets.units.module_form.module import smaller_module
-from secateur.targets.units.module_form.realise import understood
+from secateur.targets.units.module_form.realise import find_changes
 from secateur.targets.units.record import Record, attach, record_of
 from secateur.targets.units.tensors import check_positions
 
@@ -179,7 +179,7 @@ def load(
     with _understood(folder):
         guard(small, record.flags)
     if record.form == "module":
-        hold(small, plan)
+        check_calls(small, plan)
     return attach(small, record)
 
 
@@ -270,7 +270,7 @@ def _shape(
     plan.check_graph(graph)
     if content.form == "graph":
         return smaller_program(Traced(dense, graph), plan, may_stay_in_evaluation=True)
-    sizes, codes = understood(dense, graph, plan)
+    sizes, codes = find_changes(dense, graph, plan)
     small = smaller_module(dense, plan, {**content.sizes, **sizes})
     mend(small, codes)
     return small

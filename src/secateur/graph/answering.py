@@ -1,4 +1,4 @@
-"""Ordinary forward passes in which conditions on values of tensors get one answer."""
+"""Ordinary forward passes in which all conditions on values of tensors get one answer."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def answering(answer: bool | None) -> AbstractContextManager[object]:
 
 
 def asking(frame: FrameType | None) -> FrameType | None:
-    """Return the frame that calls ``bool``: the first that belongs to no function mode."""
+    """Return the frame that asks for ``bool(tensor)``: the first, going outwards, of no function mode."""
     while frame is not None and frame.f_code.co_name in ("__torch_function__", "wrapped", "__bool__"):
         frame = frame.f_back
     return frame

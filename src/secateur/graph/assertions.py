@@ -1,7 +1,7 @@
-"""Checks of values inside a forward pass: a capture assumes that they hold.
+"""Checks of values inside a forward pass: a capture assumes that they pass.
 
 ``assert not x.isnan().any()`` and ``if (n < 0).any(): raise ...`` branch on the values of a tensor. A capture
-has no values. But the code behind such a check only runs if the check held, so its outcome is known.
+has no values. But the code after such a check runs only if the check passed, so its outcome is known.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.graph.answering import asking
 
-_TALKING = ("print", "warnings", "logging", "logger", "log")
+_REPORTS = ("print", "warnings", "logging", "logger", "log")
 
 
 class AssertionsHold(TorchFunctionMode):
@@ -25,7 +25,7 @@ class AssertionsHold(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: dict[tuple[CodeType, int], bool | None] = {}
+        self._wanted: dict[tuple[CodeType, int], bool | None] = {}  # by line: see `_wanted`
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer ``bool(tensor)`` in an assertion; run anything else as it is."""
@@ -33,15 +33,15 @@ class AssertionsHold(TorchFunctionMode):
             frame = asking(sys._getframe(1))
             if frame is not None:
                 line = frame.f_code, frame.f_lineno
-                if line not in self._known:
-                    self._known[line] = _wanted(*line)
-                if (wanted := self._known[line]) is not None:
+                if line not in self._wanted:
+                    self._wanted[line] = _wanted(*line)
+                if (wanted := self._wanted[line]) is not None:
                     return wanted
         return func(*args, **(kwargs or {}))
 
 
 def _wanted(code: CodeType, line: int) -> bool | None:
-    """Return the value with which the code goes on at a line; None if it is no assertion, or unclear."""
+    """Return the value with which the code goes on after a line; None if that is no assertion, or unclear."""
     try:
         tree = ast.parse("".join(linecache.getlines(code.co_filename)))
     except SyntaxError:
@@ -62,7 +62,7 @@ def _only_stops(branch: ast.If) -> bool:
     if branch.orelse:
         return False
     return isinstance(branch.body[-1], ast.Raise) or all(
-        isinstance(step, ast.Expr) and isinstance(step.value, ast.Call) and _root(step.value.func) in _TALKING
+        isinstance(step, ast.Expr) and isinstance(step.value, ast.Call) and _root(step.value.func) in _REPORTS
         for step in branch.body
     )
 
@@ -74,10 +74,13 @@ def _root(called: ast.expr) -> str:
 
 
 def _answers(test: ast.expr, wanted: bool) -> list[bool | None]:
-    """Return the value that each part of a condition must have; None for a part with conditions inside."""
+    """Return the value that each part of a condition has if the whole has the value `wanted`.
+
+    It is None for a part with conditions inside.
+    """
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         return _answers(test.operand, not wanted)
     if isinstance(test, ast.BoolOp):
         return [answer for part in test.values for answer in _answers(part, wanted)]
-    asks = (ast.BoolOp, ast.IfExp, ast.Lambda, ast.comprehension, ast.Not)
-    return [None if any(isinstance(node, asks) for node in ast.walk(test)) else wanted]
+    conditions = (ast.BoolOp, ast.IfExp, ast.Lambda, ast.comprehension, ast.Not)
+    return [None if any(isinstance(node, conditions) for node in ast.walk(test)) else wanted]

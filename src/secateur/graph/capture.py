@@ -46,9 +46,12 @@ class Capture(NamedTuple):
         batch: The batch size that it was captured with.
         static: The same size if the program takes no other; else None.
         why: The line of the user's code that fixed the batch size, and what it does; empty if unknown.
-        values: By number, the integer inputs for whose values alone the program is right.
-        agrees: Whether it gives what the model gives there; it may not where conditions were answered.
-        answer: What all conditions on tensors were answered with; None if not alike, or some on numbers.
+        agrees: Whether the program gives what the model gives on these arguments. It may not where
+            conditions got an answer.
+        values: The integer inputs for whose values alone the program is right, by their numbers among the
+            leaves of the arguments.
+        answer: The one answer that all conditions on tensors got; None if they got several, or if some
+            compare numbers made from tensors.
     """
 
     program: ExportedProgram
@@ -70,26 +73,26 @@ def capture(
     training: bool = False,
     gradients: bool = True,
     answers: Answers | None = None,
-    known: KnownValues | None = None,
+    known_values: KnownValues | None = None,
     first: FirstPass | None = None,
 ) -> Capture:
     """Capture a model in one mode. If the model allows it, the program takes any batch size.
 
     First the model runs once as the user runs it. So an error of the model itself is reported as such, and
     functions that remember their results remember real tensors. Then the model is captured in the state
-    before that run: tables that it keeps between calls are computed in the program. If that fails, it is
-    captured in the state after the run.
+    before that run, so that the program computes tables which the model keeps between calls. If that fails,
+    the model is captured in the state after the run.
 
     Args:
         model: The model; it is left as it was.
         args: Positional arguments.
         kwargs: Keyword arguments.
-        also: Further axes that may have any size. Tensors are numbered.
+        also: Further axes that may have any size, with the numbers of tensors as their names.
         exact: Whether to capture the model for exactly these sizes.
         training: Whether to capture it in training mode.
         gradients: Whether gradients are on in the capture.
-        answers: How conditions on values of tensors are answered. None: such code cannot be captured.
-        known: Gives the code the values of integer inputs; then the sizes are exact too.
+        answers: The answers to conditions on values of tensors. None: such code cannot be captured.
+        known_values: Gives the code the values of integer inputs; then the sizes are exact too.
         first: Watches the first run.
 
     Raises:
@@ -107,17 +110,17 @@ def capture(
     ):
         fresh = State(model, functions=True, parameters=training)
         try:
-            axes = None if exact or known is not None else also
-            program, why, agrees = _first_that_works(model, fresh, given, axes, answers, known, first)
+            axes = None if exact or known_values is not None else also
+            program, why, agrees = _first_that_works(model, fresh, given, axes, answers, known_values, first)
         finally:
             fresh.restore()
-    _hold_own_tensors(program, model)
+    _use_own_tensors(program, model)
     inline_regions(program)
     decompose(program)
     sizes = _sizes(program)
     batch = hint(sizes[0]) if sizes else 1
     leaves = pytree.tree_leaves(given)
-    values = {} if known is None else {number: leaves[number] for number in sorted(known.read)}
+    values = {} if known_values is None else {number: leaves[number] for number in sorted(known_values.read)}
     if _is_open(program):
         return Capture(program, batch, None, "", agrees, values)
     return Capture(program, batch, batch, why or _what_fixed(program), agrees, values)
@@ -129,32 +132,32 @@ def _first_that_works(
     given: Arguments,
     also: Collection[Place] | None,
     answers: Answers | None,
-    known: KnownValues | None,
+    known_values: KnownValues | None,
     watch: FirstPass | None = None,
 ) -> tuple[ExportedProgram, str, bool]:
-    """Capture a model in several ways, until one works.
+    """Capture a model with various states, batch sizes and options, until one attempt works.
 
     Returns:
-        The program; the error of the first way, in words, empty if that worked; and whether the program is
-        known to give what the model gives.
+        The program; the error of the first attempt, in words, empty if that worked; and whether the program
+        gives what the model gives.
 
     Raises:
-        CaptureError: No way works.
+        CaptureError: No attempt works.
     """
-    used, stopped = _used(model, fresh, given, None if runs_other_kernels(model) else watch)
-    if stopped is not None and not any(p.is_meta for p in model.parameters()):
+    used, error = _state_after_call(model, fresh, given, None if runs_other_kernels(model) else watch)
+    if error is not None and not any(p.is_meta for p in model.parameters()):
         raise CaptureError(
-            f"trace: expected model(*example_inputs) to run, got {said(stopped)}. Check the model, "
+            f"trace: expected model(*example_inputs) to run, got {said(error)}. Check the model, "
             f"and pass example_inputs= that it takes.",
-            details(stopped),
-        ) from stopped
+            details(error),
+        ) from error
     attempts: list[tuple[State | None, Arguments, ShapesCollection | None]]
     attempts = [(fresh, given, None), (used, given, None)]
     first: Exception | None = None
     general = copied(_at_least_two(*given))
     shapes = _open_axes(general, also or ())
     if also is not None and batch_size(general) != batch_size(given):
-        used, first = _used(model, fresh, general)
+        used, first = _state_after_call(model, fresh, general)
     if also is not None and first is None:
         attempts = [(fresh, general, shapes), (used, general, shapes), *attempts]
     for (state, arguments, axes), numbers in itertools.product(attempts, (False, True)):
@@ -166,13 +169,13 @@ def _first_that_works(
                 numbers_open() if numbers else nullcontext(),
                 nullcontext() if answers is None else answers.given(),
             ):
-                program = _export(model, state, arguments, axes, known)
-            other = answers is not None or (known is not None and bool(known.but))
-            if numbers or answers is not None or known is not None:
+                program = _export(model, state, arguments, axes, known_values)
+            other = answers is not None or (known_values is not None and bool(known_values.inverted))
+            if numbers or answers is not None or known_values is not None:
                 agrees = _agrees(program, model, state, arguments, fails=other)
             if not other and not agrees:
                 continue
-        except Exception as error:  # any error may stop one way, and another may work
+        except Exception as error:  # any error may stop one attempt, and another may work
             first = first or error
             continue
         if axes is not None and state is fresh and used is None and not _is_open(program):
@@ -188,14 +191,14 @@ def _first_that_works(
 def _agrees(
     program: ExportedProgram, model: nn.Module, state: State, arguments: Arguments, *, fails: bool
 ) -> bool:
-    """Whether a program gives what the model gives. Code that asks for the type of a number may differ.
+    """Whether a program gives what the model gives. It may not if the code asks for the type of a number.
 
     Args:
         program: The program.
         model: The model.
         state: The state of the model in which it was captured.
         arguments: What both are called with.
-        fails: Whether the program may fail, as one of a branch that these arguments do not take.
+        fails: Whether the program may fail, since these arguments do not take its branch.
     """
     outputs = []
     for run in (model, program.module()):
@@ -216,7 +219,7 @@ def depends_on_data(error: BaseException | None) -> bool:
     return isinstance(error, GuardOnDataDependentSymNode)
 
 
-def _used(
+def _state_after_call(
     model: nn.Module, fresh: State, arguments: Arguments, watch: FirstPass | None = None
 ) -> tuple[State | None, Exception | None]:
     """Call a model once, and restore it.
@@ -227,30 +230,34 @@ def _used(
         The state after the call, None if the call changed nothing; and the error of the call, if any.
 
     Raises:
-        CaptureError: The call makes parameters.
+        CaptureError: The call creates parameters.
     """
     names = {name for name, _ in model.named_parameters()}
-    stopped: Exception | None = None
+    raised: Exception | None = None
     watched = [] if watch is None or watch.worked else [(False, watch)]
-    for gradients, by in (*watched, (False, None), (True, None)):
+    for gradients, watcher in (*watched, (False, None), (True, None)):
         args, kwargs = copied(arguments)
         try:
-            with seeded(0), torch.set_grad_enabled(gradients), nullcontext() if by is None else by.on():
+            with (
+                seeded(0),
+                torch.set_grad_enabled(gradients),
+                nullcontext() if watcher is None else watcher.on(),
+            ):
                 output = output_of(model, args, kwargs)
-            if by is not None:
-                by.ended(output)
+            if watcher is not None:
+                watcher.ended(output)
         except Exception as error:  # the user's code may fail in any way
             fresh.restore()
-            stopped = error
+            raised = error
         else:
             break
     else:
-        return None, stopped
-    made = [name for name, _ in model.named_parameters() if name not in names]
+        return None, raised
+    created = [name for name, _ in model.named_parameters() if name not in names]
     state = State(model)
     changed = fresh.restore()
-    if made:
-        raise _unmade(model, made[0])
+    if created:
+        raise _lazy_parameter(model, created[0])
     return state if changed else None, None
 
 
@@ -259,12 +266,12 @@ def _export(
     state: State,
     arguments: Arguments,
     axes: ShapesCollection | None,
-    known: KnownValues | None = None,
+    known_values: KnownValues | None = None,
 ) -> ExportedProgram:
     """Export the model from a given state; `axes` may have any size."""
     state.restore()
-    if known is not None:
-        known.attach(model, arguments)
+    if known_values is not None:
+        known_values.attach(model, arguments)
     model.register_forward_hook(lambda module, args, output: opened(output))  # until the state is restored
     with (
         AssertionsHold(),
@@ -272,7 +279,7 @@ def _export(
         failed_calls_left(),
         seeded(0),  # leaves the user's random state as it is; one thread at a time
         quick_export(),
-        nullcontext() if known is None else known,
+        nullcontext() if known_values is None else known_values,
     ):
         program = export(model, *arguments, dynamic_shapes=axes, strict=False)  # type: ignore[arg-type]
     _drop_mistaken_writes(program, model, state, arguments)
@@ -312,48 +319,48 @@ def _drop_mistaken_writes(
 def _without_leftovers(
     model: nn.Module, fresh: State, arguments: Arguments, axes: ShapesCollection
 ) -> ExportedProgram | None:
-    """Capture a program of any batch size after a call with another one; None if that fails.
+    """Capture a program of any batch size after a call with another batch size; None if that fails.
 
     If the user called the model before with the captured batch size, it may keep tables of that size. A
     capture takes these for constants, which fix the size.
     """
-    state, _ = _used(model, fresh, samples_of(arguments, [*range(batch_size(arguments)), 0]))
+    state, _ = _state_after_call(model, fresh, samples_of(arguments, [*range(batch_size(arguments)), 0]))
     if state is None:
         return None
     try:
         program = _export(model, state, arguments, axes)
-    except Exception:  # the program that there is works
+    except Exception:  # the program that was captured already works
         return None
     return program if _is_open(program) else None
 
 
-def _unmade(model: nn.Module, name: str) -> CaptureError:
+def _lazy_parameter(model: nn.Module, name: str) -> CaptureError:
     return CaptureError(
-        f"trace: expected {type(model).__name__} to hold all its parameters, got {name!r}, which its first "
-        "call makes. Run model(*example_inputs) once."
+        f"trace: expected {type(model).__name__} to have all its parameters, got {name!r}, which only its "
+        "first call creates. Run model(*example_inputs) once before the trace."
     )
 
 
 def require_parameters(model: nn.Module) -> None:
-    """Refuse a model whose first call makes parameters.
+    """Refuse a model whose first call creates parameters.
 
     Raises:
         CaptureError: The model is one.
     """
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
-            raise _unmade(model, name)
+            raise _lazy_parameter(model, name)
 
 
-def _hold_own_tensors(program: ExportedProgram, model: nn.Module) -> None:
-    """Let a program hold the model's own tensors, where a call replaced them by others."""
+def _use_own_tensors(program: ExportedProgram, model: nn.Module) -> None:
+    """Put the model's own tensors into a program, where a call replaced them by others."""
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(
         model.named_buffers(remove_duplicate=False)
     )
-    for held in (program.state_dict, program.constants):
-        for name, tensor in held.items():
+    for tensors in (program.state_dict, program.constants):
+        for name, tensor in tensors.items():
             if name in own and own[name] is not tensor and own[name].shape == tensor.shape:
-                held[name] = own[name]
+                tensors[name] = own[name]
 
 
 def _sizes(program: ExportedProgram) -> list[Any]:
@@ -368,7 +375,7 @@ def _is_open(program: ExportedProgram) -> bool:
 
 
 def _what_fixed(program: ExportedProgram) -> str:
-    """Return the line that fixed an open axis; empty if unknown. PyTorch has no public record of it."""
+    """Return the line that fixed an axis's size; empty if unknown. PyTorch has no public record of it."""
     modes = (getattr(n.meta.get("val"), "fake_mode", None) for n in program.graph.nodes)
     environment = next((env for mode in modes if (env := getattr(mode, "shape_env", None)) is not None), None)
     places = getattr(environment, "replacements_slocs", {}).values()
@@ -429,7 +436,7 @@ def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
 
 @contextmanager
 def failed_calls_left() -> Iterator[None]:
-    """Inside, a capture goes on correctly where the model catches an error of a submodule.
+    """Inside, a capture leaves a submodule that raised an error, where the model's code catches the error.
 
     An example is ``try: layer(x, lengths)`` with ``except TypeError: layer(x)``. PyTorch would go on as if
     the failed call were still running, and then fail itself.

@@ -46,18 +46,18 @@ class CostModel:
         self.batch = batch
         self._fixed: list[int] = [1]
         self._members: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-        self._known: dict[bytes, int] = {}
+        self._numbers: dict[bytes, int] = {}  # of the axes so far, by their slots
         self._terms: dict[str, list[Term]] = {"params": [], "macs": []}
         self._ready: _Arrays | None = None
 
     def axis(self, slots: NDArray[np.int64]) -> int:
         """Add an axis by the slot of each position, -1 if it always stays. Return the number of the axis."""
         key = slots.tobytes()
-        if key not in self._known:
-            self._known[key] = len(self._fixed)
+        if key not in self._numbers:
+            self._numbers[key] = len(self._fixed)
             self._fixed.append(int((slots < 0).sum()))
             self._members.append(slots[slots >= 0])
-        return self._known[key]
+        return self._numbers[key]
 
     def add(self, kind: str, factor: int, axes: Iterable[int], origin: str = "") -> None:
         """Add a term to ``params``, or to ``macs`` of the whole batch."""
@@ -69,17 +69,17 @@ class CostModel:
         return list(self._terms[kind])
 
     def with_terms(self, terms: dict[str, list[Term]], more: int = 0) -> CostModel:
-        """Return a model with the same axes and other terms, and so many more slots at the end."""
+        """Return a model with the same axes and other terms, and `more` further slots at the end."""
         other = CostModel(self.slots + more, self.batch)
-        other._fixed, other._members, other._known = [*self._fixed], [*self._members], dict(self._known)
+        other._fixed, other._members, other._numbers = [*self._fixed], [*self._members], dict(self._numbers)
         other._terms = terms
         return other
 
     def given(self, keep: NDArray[np.bool_]) -> CostModel:
-        """Return a model of the first slots alone, where the last ones are decided.
+        """Return a model of the first slots alone, for a given choice of the last ones.
 
         Args:
-            keep: True for each of the last slots that stays. [slots decided]
+            keep: True for each of the last slots that stays. [last slots]
         """
         other = CostModel(self.slots - len(keep), self.batch)
         other._members = [slots[slots < other.slots] for slots in self._members]
@@ -142,7 +142,7 @@ class _Arrays:
         return params, macs
 
     def sweep(self, gone: NDArray[np.int64], stages: int) -> list[NDArray[np.int64]]:
-        """Compute each total at every stage. Blocks of stages keep the memory small."""
+        """Compute both totals at every stage. Working in blocks of stages keeps the memory small."""
         totals = [np.zeros(stages, dtype=np.int64) for _ in self.kinds]
         lengths = np.diff(np.append(self.starts, len(self.slots)))
         axis = np.repeat(self.live, lengths)

@@ -75,30 +75,31 @@ def coverage_of(
         inputs: The inputs that the model takes.
     """
     left = {entry.group.name: entry.reason for entry in assembled.left}
-    numbered = [left.get(group.name, "") for group in assembled.groups]
+    reasons = [left.get(group.name, "") for group in assembled.groups]  # by the number of the group
     frozen = walk.store.frozen_roots()
     found = []
     for tensor in tensors:
         if tensor.is_parameter:
-            found.append(_parameter(tensor, walk, assembled, numbered, frozen, sizes[tensor.name]))
+            found.append(_parameter(tensor, walk, assembled, reasons, frozen, sizes[tensor.name]))
     prunable = np.concatenate(
-        [np.full(group.size, not reason) for group, reason in zip(assembled.groups, numbered, strict=True)]
+        [np.full(group.size, not reason) for group, reason in zip(assembled.groups, reasons, strict=True)]
         or [np.zeros(0, dtype=bool)]
     )
-    touched = total = 0
+    prunable_macs = all_macs = 0
     for contraction in walk.contractions:
         macs = contraction.factor
-        open_axis = False
+        is_prunable = False
         for axis in contraction.axes:
             macs *= len(axis)
             slots = slots_of(assembled, axis)
-            open_axis = open_axis or bool(prunable[slots[slots >= 0]].any())
-        total += macs
-        touched += macs if open_axis else 0
+            is_prunable = is_prunable or bool(prunable[slots[slots >= 0]].any())
+        all_macs += macs
+        prunable_macs += macs if is_prunable else 0
     elements = sum(p.size for p in found)
-    inside = sum(p.size for p in found if p.status == "prunable")
-    shares = touched / total if total else 0.0, inside / elements if elements else 0.0
-    return Coverage(tuple(found), *shares, inputs.describe())
+    prunable_elements = sum(p.size for p in found if p.status == "prunable")
+    macs_share = prunable_macs / all_macs if all_macs else 0.0
+    params_share = prunable_elements / elements if elements else 0.0
+    return Coverage(tuple(found), macs_share, params_share, inputs.describe())
 
 
 def _parameter(
@@ -109,7 +110,10 @@ def _parameter(
     frozen: dict[int, int],
     size: int,
 ) -> ParameterCoverage:
-    """Say for one parameter whether it is prunable, protected or frozen, and why."""
+    """Say for one parameter whether it is prunable, protected or frozen, and why.
+
+    `left` has, for each group, why no unit of it may be removed; an empty text if units may.
+    """
     protected: dict[str, None] = {}
     blocked: dict[str, None] = {}
     for axis in tensor.axes:

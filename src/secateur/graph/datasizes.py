@@ -19,9 +19,9 @@ from secateur.graph.nodes import lifted, remember_size, tensor_of
 def measure_sizes(program: ExportedProgram) -> None:
     """Run a program once on its example inputs, and remember the sizes that depend on the data.
 
-    Rules and costs then treat these like any other size. A program without such sizes is not run. Neither is
-    one on the meta device, which cannot be run. One of a branch that these inputs do not take may fail. What
-    reads a size that is then not known is frozen.
+    Rules and costs then treat these like any other size. A program without such sizes is not run, nor one on
+    the meta device, which has no values. A program of a branch that these inputs do not take may fail: then
+    its sizes stay unknown, and what reads them is frozen.
     """
     nodes = [
         n
@@ -45,11 +45,11 @@ def arguments_of(program: ExportedProgram, leaves: Iterable[Any]) -> list[Any]:
         if kind is InputKind.USER_INPUT or name is None:
             values.append(next(given))
         else:
-            held: Any = tensor_of(program, name)
-            if isinstance(held, torch.Generator):
-                values.append(held.clone_state())
+            own: Any = tensor_of(program, name)
+            if isinstance(own, torch.Generator):
+                values.append(own.clone_state())
             else:
-                values.append(held.detach() if kind is InputKind.PARAMETER else held.detach().clone())
+                values.append(own.detach() if kind is InputKind.PARAMETER else own.detach().clone())
     return values
 
 
@@ -79,5 +79,5 @@ def _sizes(value: Any) -> list[Any]:
 
 
 def depends_on_data(size: Any) -> bool:
-    """Whether a captured size follows what the inputs hold, and not how large they are."""
+    """Whether a captured size depends on the values of the inputs, and not only on their sizes."""
     return isinstance(size, torch.SymInt) and size.node.hint is None

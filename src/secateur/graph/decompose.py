@@ -16,7 +16,7 @@ from secateur.graph.inline import splice
 from secateur.graph.rules import find_rule, only_asks
 
 DEPTH = 3
-"""How often what an operator consists of may be replaced in its turn."""
+"""How many times in a row an operator may be replaced by those that it consists of."""
 
 _NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -59,26 +59,26 @@ def _parts(node: fx.Node, depth: int) -> tuple[fx.GraphModule, list[fx.Node]] | 
     function, is_composite = made_of(target)
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     values = [leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
-    taken = [k for k, value in enumerate(values) if isinstance(value, (torch.Tensor, *_NUMBERS))]
-    modes = [mode for k in taken if (mode := getattr(values[k], "fake_mode", None)) is not None]
+    varying = [k for k, value in enumerate(values) if isinstance(value, (torch.Tensor, *_NUMBERS))]
+    modes = [mode for k in varying if (mode := getattr(values[k], "fake_mode", None)) is not None]
     draws = torch.Tag.nondeterministic_seeded in target.tags  # its decomposition may draw other numbers
     if function is None or not modes or depth == 0 or (draws and not is_composite):
         return None
 
     def call(*operands: Any) -> Any:
-        own = dict(zip(taken, operands, strict=True))
-        filled = [own.get(k, value) for k, value in enumerate(values)]
+        by_number = dict(zip(varying, operands, strict=True))
+        filled = [by_number.get(k, value) for k, value in enumerate(values)]
         args, kwargs = pytree.tree_unflatten(filled, spec)
         found = function(*args, **kwargs)
         return list(found) if isinstance(found, tuple) else found
 
-    known = _guards(modes[0])
+    before = _guard_count(modes[0])
     try:
         with modes[0]:
-            inner = make_fx(call, pre_dispatch=not is_composite)(*(values[k] for k in taken))
-    except Exception:  # of what PyTorch does with the arguments
+            inner = make_fx(call, pre_dispatch=not is_composite)(*(values[k] for k in varying))
+    except Exception:  # PyTorch may fail in any way
         return None
-    if _guards(modes[0]) != known:  # these operators hold for some sizes alone
+    if _guard_count(modes[0]) != before:  # these operators are right for some sizes only
         return None
     _name_sizes(inner.graph)
     results = fx.node.map_arg(inner.graph.output_node().args[0], lambda result: result.meta["val"])
@@ -86,10 +86,10 @@ def _parts(node: fx.Node, depth: int) -> tuple[fx.GraphModule, list[fx.Node]] | 
         return None
     _decompose(inner.graph, depth - 1)
     followed = all(map(_is_followed, inner.graph.nodes)) and not inner.graph.find_nodes(op="get_attr")
-    return (inner, [leaves[k] for k in taken]) if followed else None
+    return (inner, [leaves[k] for k in varying]) if followed else None
 
 
-def _guards(mode: Any) -> int:
+def _guard_count(mode: Any) -> int:
     return 0 if mode.shape_env is None else len(mode.shape_env.guards)
 
 

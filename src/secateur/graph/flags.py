@@ -1,4 +1,4 @@
-"""Flags: plain attributes that a model's code reads, by which a user may choose other code after a trace."""
+"""Flags: plain attributes that a model's code reads. Setting one after a trace may choose other code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from secateur.common.preserving import is_own
+from secateur.graph.frames import codes_in
 from secateur.graph.modes import profiled
 
 MOST = 48
@@ -63,10 +64,10 @@ class Flag:
     def on(self, model: nn.Module) -> Iterator[None]:
         """Inside, the flag has this value everywhere."""
         owners = [(_owner(model, reader), reader.chain[-1]) for reader in self.readers]
-        held = {id(owner): (owner, name) for owner, name in owners if owner is not None}
-        before = [(owner, name, _own_attributes(owner).get(name, _MISSING)) for owner, name in held.values()]
+        distinct = {id(owner): (owner, name) for owner, name in owners if owner is not None}.values()
+        before = [(owner, name, _own_attributes(owner).get(name, _MISSING)) for owner, name in distinct]
         try:
-            for owner, name in held.values():
+            for owner, name in distinct:
                 _set(owner, name, self.value)
             yield
         finally:
@@ -78,9 +79,9 @@ class Flag:
 
 
 def _slots(owner: Any) -> list[str]:
-    """Return the names for which an object has slots in the place of a dictionary."""
-    held = ((name, value) for kind in type(owner).__mro__ for name, value in vars(kind).items())
-    return [name for name, value in held if isinstance(value, MemberDescriptorType)]
+    """Return the names of an object's slots (``__slots__``)."""
+    members = ((name, value) for kind in type(owner).__mro__ for name, value in vars(kind).items())
+    return [name for name, value in members if isinstance(value, MemberDescriptorType)]
 
 
 def _own_attributes(owner: Any) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def _own_attributes(owner: Any) -> dict[str, Any]:
 
 
 def _set(owner: Any, name: str, value: Any) -> None:
-    """Set an attribute, past any code that watches over that."""
+    """Set an attribute without running any setter."""
     if name in _slots(owner):
         inspect.getattr_static(owner, name).__set__(owner, value)
     else:
@@ -102,7 +103,7 @@ def _has_attributes(owner: Any) -> bool:
 
 
 def _owner(model: nn.Module, reader: Reader) -> Any:
-    """Return the object that holds a flag; None if there is none."""
+    """Return the object that has a flag as an attribute; None if there is none."""
     owner: Any = model.get_submodule(reader.path)
     for name in reader.chain[:-1]:
         owner = getattr(owner, name, None)
@@ -111,17 +112,17 @@ def _owner(model: nn.Module, reader: Reader) -> Any:
 
 def value_of(module: nn.Module, chain: Chain) -> Any:
     """Return what a module reads by these names; None if there is nothing."""
-    held: Any = module
+    value: Any = module
     for name in chain:
-        held = getattr(held, name, None)
-    return held
+        value = getattr(value, name, None)
+    return value
 
 
 def plain_attributes(owner: Any) -> dict[str, Any]:
     """Return the attributes of an object, and of its class, that are plain values, by name."""
     kinds = (vars(kind) for kind in reversed(type(owner).__mro__) if is_own(kind.__module__))
-    held = {name: value for names in (*kinds, _own_attributes(owner)) for name, value in names.items()}
-    plain = {k: v for k, v in held.items() if isinstance(v, (*_PLAIN, enum.Enum))}
+    every = {name: value for names in (*kinds, _own_attributes(owner)) for name, value in names.items()}
+    plain = {k: v for k, v in every.items() if isinstance(v, (*_PLAIN, enum.Enum))}
     return {k: v for k, v in plain.items() if k not in _OWN and k[:2] != "__"}
 
 
@@ -131,12 +132,12 @@ def attributes_of(model: nn.Module) -> dict[Reader, Any]:
     seen: set[int] = set()
     for path, module in model.named_modules():
         found.update((Reader(path, (name,)), value) for name, value in plain_attributes(module).items())
-        for name, held in vars(module).items():
-            own = isinstance(held, SimpleNamespace) or is_own(type(held).__module__)
-            if own and id(held) not in seen and _has_attributes(held):
-                seen.add(id(held))
-                items = {} if isinstance(held, nn.Module | type) else plain_attributes(held)
-                found.update((Reader(path, (name, key)), value) for key, value in items.items())
+        for name, value in vars(module).items():
+            own = isinstance(value, SimpleNamespace) or is_own(type(value).__module__)
+            if own and id(value) not in seen and _has_attributes(value):
+                seen.add(id(value))
+                items = {} if isinstance(value, nn.Module | type) else plain_attributes(value)
+                found.update((Reader(path, (name, key)), inner) for key, inner in items.items())
     return found
 
 
@@ -150,11 +151,12 @@ def changed(model: nn.Module, before: Mapping[Reader, Any]) -> list[Flag]:
 
 
 def flags_of(model: nn.Module, run: Callable[[], Any]) -> list[Flag]:
-    """Return the values that flags of a model may get, as far as the code that runs names them.
+    """Return the values that a user may give to flags of a model, taken from the code that runs.
 
-    A bool gets the other value, a member of an enumeration each other member. A string, a number or None gets
-    those that the code compares it with; a number also those next to them, and what is false in its place.
-    Only code of the user's and of libraries of models is read, and only attributes without a setter count.
+    For a bool this is the other value, for a member of an enumeration each other member. For a string, a
+    number or None these are the constants that the code compares it with; for a number also their neighbours,
+    and zero if the code asks whether it is true. Only the user's code and libraries of models are read, and
+    only attributes without a setter count.
 
     Args:
         model: The model.
@@ -162,7 +164,7 @@ def flags_of(model: nn.Module, run: Callable[[], Any]) -> list[Flag]:
     """
     found: dict[tuple[type, str, Any], list[tuple[Reader, Any]]] = {}
     read_by = functools.cache(_read)  # equal layers share their code
-    for path, variable, code in _ran(model, run):
+    for path, variable, code in _code_with_modules(model, run):
         for chain, compared in read_by(code, variable).items():
             reader = Reader(path, chain)
             owner, name = _owner(model, reader), chain[-1]
@@ -172,23 +174,26 @@ def flags_of(model: nn.Module, run: Callable[[], Any]) -> list[Flag]:
             for value in _others(now, compared):
                 found.setdefault((type(owner), name, (type(value), value)), []).append((reader, now))
     flags = [
-        Flag(tuple(held := dict(read)), value, tuple(held.values()))
+        Flag(tuple(now_by_reader := dict(read)), value, tuple(now_by_reader.values()))
         for (_, _, (_, value)), read in found.items()
     ]
     return flags[:MOST]
 
 
-def _ran(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str, CodeType]]:
-    """Return the code that runs with modules of the model as arguments: path, name of the argument, code."""
+def _code_with_modules(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str, CodeType]]:
+    """Return the code that runs with modules of the model as arguments.
+
+    Returns:
+        Of each: the module's path, the name of the argument, and the code.
+    """
     paths = {id(module): path for path, module in model.named_modules()}
     found: dict[tuple[str, str, CodeType], None] = {}
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         if event == "call" and is_own(frame.f_globals.get("__name__")):
-            held = frame.f_locals
             for name in code.co_varnames[: code.co_argcount]:
-                path = paths.get(id(held.get(name)))
+                path = paths.get(id(frame.f_locals.get(name)))
                 if path is not None:
                     found[path, name, code] = None
 
@@ -198,14 +203,14 @@ def _ran(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str, CodeT
 
 
 def _is_plain_attribute(owner: Any, name: str) -> bool:
-    held = inspect.getattr_static(owner, name, _MISSING)
-    if isinstance(held, MemberDescriptorType):
-        held = getattr(owner, name, _MISSING)
-    return isinstance(held, (*_PLAIN, enum.Enum))
+    value = inspect.getattr_static(owner, name, _MISSING)
+    if isinstance(value, MemberDescriptorType):
+        value = getattr(owner, name, _MISSING)
+    return isinstance(value, (*_PLAIN, enum.Enum))
 
 
 def _others(now: Any, compared: Sequence[Any]) -> list[Any]:
-    """Return further values of an attribute, by what the code compares it with."""
+    """Return other values for an attribute, from its present one and the constants it is compared with."""
     if isinstance(now, bool):
         return [not now]
     if isinstance(now, enum.Enum):
@@ -223,28 +228,20 @@ def _others(now: Any, compared: Sequence[Any]) -> list[Any]:
 def _read(code: CodeType, variable: str) -> Mapping[Chain, tuple[Any, ...]]:
     """Return the attributes that code reads of a variable, each with the constants it is compared with."""
     found: dict[Chain, dict[Any, None]] = {}
-    for one in _codes(code):
+    for one in codes_in(code):
         _note(one, variable, found)
     return {chain: tuple(compared) for chain, compared in found.items()}
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """Yield the code of a function and of those inside it."""
-    yield code
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _codes(inner)
-
-
 def _note(code: CodeType, own: str, found: dict[Chain, dict[Any, None]]) -> None:
-    """Add the attributes that code reads of its module, which it calls `own`."""
+    """Add to `found` the attributes that code reads of the variable `own`: see `_read`."""
     steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "COPY", "NOP")]
-    written = [_constants(i) for i in steps]
+    constants = [_constants(i) for i in steps]
     compared = [
         value
         for k, step in enumerate(steps[1:])
         if step.opname in ("COMPARE_OP", "CONTAINS_OP", "IS_OP")
-        for value in written[k]
+        for value in constants[k]
     ]
     texts = {value: None for value in compared if isinstance(value, str)}
     chain: list[str] | None = None
@@ -254,9 +251,9 @@ def _note(code: CodeType, own: str, found: dict[Chain, dict[Any, None]]) -> None
             continue
         if chain:
             values = found.setdefault(tuple(chain), {})
-            beside = steps[k + 1].opname if k + 1 < len(steps) else ""
-            if beside in ("COMPARE_OP", "CONTAINS_OP", "IS_OP"):
-                values.update(dict.fromkeys(v for v in written[k] if not isinstance(v, str)))
+            after = steps[k + 1].opname if k + 1 < len(steps) else ""
+            if after in ("COMPARE_OP", "CONTAINS_OP", "IS_OP"):
+                values.update(dict.fromkeys(v for v in constants[k] if not isinstance(v, str)))
             elif "JUMP" in step.opname or step.opname in ("TO_BOOL", "UNARY_NOT"):
                 values[0] = None
             values.update(texts)  # a string may be compared under another name
@@ -264,7 +261,7 @@ def _note(code: CodeType, own: str, found: dict[Chain, dict[Any, None]]) -> None
 
 
 def _loads(step: dis.Instruction, own: str) -> bool:
-    """Whether an instruction ends by putting this variable on the stack."""
+    """Whether an instruction puts this variable on top of the stack."""
     last = step.argval[-1] if isinstance(step.argval, tuple) and step.argval else step.argval
     return step.opname.startswith(_LOADS) and last == own
 
@@ -273,5 +270,5 @@ def _constants(step: dis.Instruction) -> list[Any]:
     """Return the plain values that an instruction loads, also those in a tuple or set."""
     if "CONST" not in step.opname and "SMALL_INT" not in step.opname:
         return []
-    held = step.argval if isinstance(step.argval, tuple | frozenset) else (step.argval,)
-    return [value for value in held if isinstance(value, _PLAIN)]
+    values = step.argval if isinstance(step.argval, tuple | frozenset) else (step.argval,)
+    return [value for value in values if isinstance(value, _PLAIN)]

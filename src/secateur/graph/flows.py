@@ -1,4 +1,7 @@
-"""Where the values in a forward pass come from: the same calls may be connected in another way."""
+"""From which of the model's tensors each value in a forward pass comes.
+
+Two passes may make the same calls, and connect their results in different ways.
+"""
 
 from __future__ import annotations
 
@@ -15,66 +18,69 @@ _PARTS = frozenset(
     "__getitem__ __setitem__ select narrow index_select gather take take_along_dim masked_select roll flip "
     "fliplr flipud".split()
 )
-"""Names of functions that return a part of a value, or write it."""
+"""Names of functions that return a part of a value, or write into it."""
 _BITS = 1021
-"""A source is two bits of this many. Two sources rarely have the same; then only their exchange is missed."""
+"""A source is two bits of this many. If two sources have the same (rare), their exchange is missed."""
 
 
 class Flows:
-    """From which tensors of the model those of a pass come, and which part of a result each is.
+    """The sources of each tensor in one pass.
 
-    Every tensor has a set of sources, as bits of an integer: parameters, buffers, and the places in the
-    code that take a part of a value. Only values that come from the model's tensors have sources, since only
-    these hold units. The sets do not grow for ever in a loop, so passes at two lengths have the same.
+    Sources are parameters, buffers, and the places in the code that take a part of a value. A set of sources
+    is an integer, with bits for each source. Only values that come from the model's tensors have sources,
+    since only these hold units. The sets do not grow for ever in a loop, so passes at two lengths have the
+    same.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """Prepare a pass of `model`."""
         self._own = {id(v) for v in model.buffers() if v.ndim}  # a counter holds no units
-        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._sources: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # by the identity of a tensor
 
     def of(self, value: Tensor) -> int:
         """The sources of a tensor."""
-        known = self._known.get(id(value))
-        if known is not None and known[0]() is value:
-            return known[1]
+        found = self._sources.get(id(value))
+        if found is not None and found[0]() is value:
+            return found[1]
         return _bit(id(value)) if id(value) in self._own or is_parameter(value) else 0
 
-    def through(self, name: str, took: Iterable[Any], results: Sequence[Tensor], frame: FrameType) -> int:
+    def through(
+        self, name: str, arguments: Iterable[Any], results: Sequence[Tensor], frame: FrameType
+    ) -> int:
         """Pass sources on from the arguments of a call to its results.
 
         Args:
             name: The name of the function.
-            took: The arguments.
+            arguments: The arguments.
             results: The results. A call without any, as ``a[i] = b``, changes its first argument.
             frame: The code that makes the call.
 
         Returns:
-            A number that tells the sources of its arguments from others.
+            A hash of the arguments' sources; 0 if they have none.
         """
-        tensors = [v for v in took if isinstance(v, Tensor)]
+        tensors = [v for v in arguments if isinstance(v, Tensor)]
         sources = dict.fromkeys(map(self.of, tensors))
         sources.pop(0, None)
         if not sources:
             return 0
-        made = functools.reduce(operator.or_, sources)
-        into = results or tensors[:1]
+        union = functools.reduce(operator.or_, sources)
+        changed = results or tensors[:1]
         if name[-1:] == "_":  # it writes, also into what the result is a part of
-            into = [*into, *(v._base for v in into if v._base is not None)]
-            known = [made | self.of(v) for v in into]
+            changed = [*changed, *(v._base for v in changed if v._base is not None)]
+            new = [union | self.of(v) for v in changed]
         else:
-            known = [made] * len(into)
+            new = [union] * len(changed)
         if results[1:] or name in _PARTS:
             place = hash((frame.f_code.co_filename, frame.f_code.co_firstlineno, frame.f_lasti))
-            known = [source | _bit(hash((place, number))) for number, source in enumerate(known)]
-        for result, source in zip(into, known, strict=True):
-            self._known[id(result)] = weakref.ref(result), source
+            new = [source | _bit(hash((place, number))) for number, source in enumerate(new)]
+        for tensor, source in zip(changed, new, strict=True):
+            self._sources[id(tensor)] = weakref.ref(tensor), source
         # Python's hash of an integer is its remainder, so far bits would count as near ones.
         return hash(tuple(source.to_bytes(_BITS // 8 + 1, "little") for source in sources))
 
 
 def is_parameter(value: Any) -> bool:
-    """Whether a value is a parameter, also one of a class of its own."""
+    """Whether a value is a parameter, also one of a subclass."""
     return type(value) is nn.Parameter or getattr(value, "_is_param", False)
 
 

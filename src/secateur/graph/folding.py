@@ -3,7 +3,7 @@
 Examples are weight norm (``g · v / ||v||``), spectral norm, and the standardised kernels of networks without
 normalisation layers. If one input of such a layer is removed, the computed weights of all other inputs
 change. If the computed weight itself is the parameter, they do not. So such layers are *folded*, in a copy of
-the model, before anything is cut. The copy computes the same.
+the model, before anything is removed. The copy computes the same.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch.nn.utils import parametrize
 _LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 )  # fmt: skip
-_SAME = 1e-6
-"""Relative difference of float64 results that are equal."""
+_TOLERANCE = 1e-6
+"""The largest relative difference of float64 results that count as equal."""
 
 
 def foldable(model: nn.Module) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def _computed_attributes(module: nn.Module) -> list[Tensor]:
     return [t for t in found if isinstance(t, Tensor) and not t.is_leaf]
 
 
-class _Product(torch.overrides.TorchFunctionMode):
+class _RecordedWeights(torch.overrides.TorchFunctionMode):
     """Inside, the weights of all calls of linear layers and convolutions are recorded."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ class _Product(torch.overrides.TorchFunctionMode):
 
 
 def _stand_in(module: nn.Module) -> nn.Module | None:
-    """Replace a layer whose class only computes its weight in another way by PyTorch's own layer.
+    """Return one of PyTorch's own layers in place of a layer whose class only computes its weight otherwise.
 
     Returns:
         The layer, if it gives the same for two inputs. None if not: for example if the weight depends on the
@@ -170,18 +170,18 @@ def _stand_in(module: nn.Module) -> nn.Module | None:
             weights = [_weight_used(trial, x) for x in inputs]
             if weights[0].shape != own.shape or _equal(weights[0], own.detach().double()):
                 return None
-            stand_in = _as(base, trial, weights[0])
+            stand_in = _with_class(base, trial, weights[0])
             if all(_equal(stand_in(x), trial(x)) for x in inputs):
-                return _as(base, module, weights[0].to(own.dtype))
+                return _with_class(base, module, weights[0].to(own.dtype))
     except Exception:  # the user's forward may need more than an input
         pass
     return None
 
 
 def _weight_used(layer: nn.Module, x: Tensor) -> Tensor:
-    with _Product() as seen:
+    with _RecordedWeights() as recorded:
         layer(x)
-    (weight,) = seen.weights
+    (weight,) = recorded.weights
     found: Tensor = weight
     return found
 
@@ -197,7 +197,7 @@ def _input(layer: nn.Module, seed: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(layer.weight.device)  # type: ignore[arg-type]
 
 
-def _as(base: type[nn.Module], module: nn.Module, weight: Tensor) -> nn.Module:
+def _with_class(base: type[nn.Module], module: nn.Module, weight: Tensor) -> nn.Module:
     """Make a layer of another class with the attributes and hooks of a module, this weight, and its bias."""
     new = copy.copy(module)
     new.__class__ = base
@@ -210,4 +210,4 @@ def _as(base: type[nn.Module], module: nn.Module, weight: Tensor) -> nn.Module:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= _SAME * b.abs().max())
+    return a.shape == b.shape and bool((a - b).abs().max() <= _TOLERANCE * b.abs().max())

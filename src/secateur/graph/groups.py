@@ -6,6 +6,7 @@ layers produce.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -95,6 +96,27 @@ class Group:
     def of_role(self, role: Role) -> tuple[Slice, ...]:
         """The slices with this role, in order of execution."""
         return tuple(s for s in self.slices if s.role == role)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightGroup(Group):
+    """The entries of one weight tensor, in the order of ``tensor.reshape(-1)``.
+
+    Attributes:
+        shape: The shape of the tensor, outputs first. ``name`` is the name in the model's state dict.
+    """
+
+    shape: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, shape: tuple[int, ...]) -> WeightGroup:
+        """Make the group of the tensor with this name and shape."""
+        return cls(name, math.prod(shape), slices=(), sites=(), exact=True, shape=shape)
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """The number of outputs, and the number of weights of each output."""
+        return self.shape[0], math.prod(self.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)

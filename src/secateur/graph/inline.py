@@ -52,7 +52,7 @@ class Interpreter(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.extra_traceback = False  # else the node is appended to every message, also to ours
+        self.extra_traceback = False  # else the node is appended to every message, also to secateur's own
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one operator."""
@@ -70,8 +70,8 @@ def inline_regions(program: ExportedProgram) -> None:
     while (found := _first_region(program)) is not None:  # regions may lie inside regions
         _inline(graph, *found)
     for node in reversed(list(graph.nodes)):
-        pins = str(node.target).startswith("aten._assert_tensor_metadata") and not is_read_by_code(node)
-        if pins or (node.op == "get_attr" and not node.users):
+        is_check = str(node.target).startswith("aten._assert_tensor_metadata") and not is_read_by_code(node)
+        if is_check or (node.op == "get_attr" and not node.users):
             graph.erase_node(node)
     program.graph_module.recompile()
 
@@ -132,23 +132,23 @@ def splice(
         note: Called with each operator of `inner` and its copy, to complete the copy's notes.
         detached: Whether the results are detached from their gradients.
     """
-    made: dict[fx.Node, Any] = {}
+    copies: dict[fx.Node, Any] = {}
     parameters = iter(operands)
     results: Any = ()
     with graph.inserting_before(node):
         for source in inner.graph.nodes:
             if source.op == "placeholder":
-                made[source] = next(parameters)
+                copies[source] = next(parameters)
             elif source.op == "output":
-                results = fx.node.map_arg(source.args[0], made.__getitem__)
+                results = fx.node.map_arg(source.args[0], copies.__getitem__)
             elif source.op == "get_attr":
-                holder = node.graph.owning_module
+                owner = node.graph.owning_module
                 name = f"{node.name}_{source.target}"
-                setattr(holder, name, getattr(inner, source.target))
-                made[source] = graph.get_attr(name)
+                setattr(owner, name, getattr(inner, source.target))
+                copies[source] = graph.get_attr(name)
             else:
-                made[source] = graph.node_copy(source, made.__getitem__)
-                note(source, made[source])
+                copies[source] = graph.node_copy(source, copies.__getitem__)
+                note(source, copies[source])
         if detached:
             results = fx.node.map_arg(results, lambda result: _detached(graph, result))
     if isinstance(results, list | tuple):

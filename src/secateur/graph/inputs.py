@@ -155,9 +155,9 @@ class InputSpec(Record):
         """Describe the arguments of a call. The model says what positional ones are called."""
         parameters = parameters_of(model)
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        known = [p.name for p in parameters if p.kind in kinds][: len(args)]
+        named = [p.name for p in parameters if p.kind in kinds][: len(args)]
         # Arguments without a name are called by their number.
-        names = (*known, *map(str, range(len(known), len(args))))
+        names = (*named, *map(str, range(len(named), len(args))))
         return cls(
             args=tuple(Leaf.of(v, n) for v, n in zip(args, names, strict=True)),
             kwargs={k: Leaf.of(v, k) for k, v in kwargs.items()},
@@ -233,11 +233,11 @@ class InputSpec(Record):
         if len(changes) > 1 and self.together:
             every = {k: v for _, change in changes for k, v in change.items()}
             changes = [("; ".join(title for title, _ in changes), every)]
-        known = [sizes for _, sizes in changes]
-        return changes + [(title, sizes) for title, sizes in self.other_courses() if sizes not in known]
+        listed = [sizes for _, sizes in changes]
+        return changes + [(title, sizes) for title, sizes in self.other_path_sizes() if sizes not in listed]
 
-    def other_courses(self) -> list[tuple[str, dict[Place, int]]]:
-        """Return the sizes at which the forward pass runs other lines of code, each with a title."""
+    def other_path_sizes(self) -> list[tuple[str, dict[Place, int]]]:
+        """Return the sizes at which the forward pass takes other execution paths, each with a title."""
         single = [
             (f"{axis.name()} {size}", dict.fromkeys(axis.places, size))
             for axis in self.open
@@ -252,7 +252,7 @@ class InputSpec(Record):
         ]
 
     def at(self, sizes: tuple[int, ...]) -> dict[Place, int]:
-        """Return these sizes of the open axes, in their order, by the axes of inputs."""
+        """Return, for each axis of an input that is open, its size; `sizes` are in the order of `open`."""
         return {place: n for axis, n in zip(self.open, sizes, strict=True) for place in axis.places}
 
     def examples(
@@ -317,9 +317,9 @@ class InputSpec(Record):
         return sentence(self, program=program)
 
     def describe(self) -> str:
-        """Say the same, how far choices were tried, and the model's error for each fixed axis, on lines."""
-        looked = [CHOICES] if self.open or self.fixed else []
-        return "\n".join([self.sentence(), *looked, *(f"fixed: {axis}" for axis in self.fixed)])
+        """Return `sentence()`, a line on how far choices were tried, and a line for each fixed axis."""
+        choices = [CHOICES] if self.open or self.fixed else []
+        return "\n".join([self.sentence(), *choices, *(f"fixed: {axis}" for axis in self.fixed)])
 
 
 def _kinds(leaves: Mapping[Any, Leaf]) -> Any:
@@ -363,11 +363,11 @@ def call_arguments(example_inputs: Any, device: torch.device | None = None) -> A
     moved: Arguments = (args, kwargs)
     if device is not None:
         moved = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), moved)
-    return apart(moved)
+    return with_distinct_tensors(moved)
 
 
-def apart(arguments: A) -> A:
-    """Copy tensors that come a second time: a capture would take the two inputs for the same one."""
+def with_distinct_tensors(arguments: A) -> A:
+    """Copy tensors that occur a second time: a capture would take the two inputs for the same one."""
     seen: set[int] = set()
 
     def own(tensor: torch.Tensor) -> torch.Tensor:

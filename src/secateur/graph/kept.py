@@ -98,7 +98,8 @@ class Labelled:
                 expected[removed.get(tensor.name, {}).get(axis, np.zeros(0, np.int64))] = False
                 if not np.array_equal(kept.along(labels), expected):
                     raise ApplyError(
-                        f"apply: expected {tensor.name} to lose along axis {axis} what the plan says, got "
-                        f"more that goes with it at other sizes. Trace the model and plan again."
+                        f"apply: expected {tensor.name} to lose along axis {axis} only what the plan "
+                        f"removes, got further positions that belong to the same units at other sizes. "
+                        f"Trace the model and plan again."
                     )
         return kept

@@ -1,7 +1,8 @@
 """Let a capture go on where sizes and branches depend on the values of integer inputs, such as lengths.
 
-The values of the example inputs are then known, and so are those of what is computed from them alone. Python
-gets real numbers of these. The program is right for these values, not for others.
+During the capture, the values of the example inputs are known, and so are those of tensors that are computed
+from them alone. Where Python asks for a number of such a tensor, it gets the real one. The program is right
+for these values, not for others.
 """
 
 from __future__ import annotations
@@ -40,29 +41,29 @@ def is_countable(value: Any) -> bool:
 
 
 class KnownValues(TorchFunctionMode):
-    """Inside, values are known that are computed from integer and bool inputs alone.
+    """Inside, the values of integer and bool inputs are known, and of all that is computed from these alone.
 
     Attributes:
-        read: The numbers of the inputs whose values became numbers of Python.
-        but: Lines of which comparisons get the other outcome.
+        read: The inputs whose values became numbers of Python, by their numbers among the leaves.
+        inverted: Lines whose comparisons get the other outcome.
         asked: The lines of the user's code that compare such numbers, or ask whether a tensor is true.
     """
 
-    def __init__(self, but: frozenset[Line] = frozenset()) -> None:
-        """Give comparisons at the lines `but` the other outcome."""
+    def __init__(self, inverted: frozenset[Line] = frozenset()) -> None:
+        """Give comparisons at the lines `inverted` the other outcome."""
         super().__init__()
         self.read: set[int] = set()
         self.asked: set[Line] = set()
-        self.but = but
+        self.inverted = inverted
         self._known: dict[int, tuple[Tensor, Tensor, frozenset[int]]] = {}
 
     def attach(self, model: nn.Module, arguments: Arguments) -> None:
-        """Let a hook tell at each call of the model which of its arguments have which values."""
+        """Register a hook that notes, at each call of the model, the values of its arguments."""
         self.read.clear()
 
         def start(_: nn.Module, args: Any, kwargs: Any) -> None:
             self._known.clear()
-            with _really():
+            with _computing():
                 real = pytree.tree_leaves(copied(arguments))
             traced = pytree.tree_leaves((args, kwargs))
             for number, (leaf, value) in enumerate(zip(traced, real, strict=True)):
@@ -74,18 +75,18 @@ class KnownValues(TorchFunctionMode):
 
     def _remember(self, traced: Tensor, real: Tensor, inputs: frozenset[int]) -> None:
         if real.numel() <= MOST:
-            self._known[id(traced)] = traced, real, inputs  # held, so that no identity is given out twice
+            self._known[id(traced)] = traced, real, inputs  # `traced` is kept, so that its id stays its own
 
     def _by_value(self, x: Tensor, axis: int) -> Tensor:
-        """Return the same tensor, of which the capture does not know that this axis keeps its order.
+        """Return the same tensor, read by an index that the rules cannot follow: this freezes the axis.
 
-        What is chosen along it depends on values, so it may hold no units.
+        What the code chooses along the axis depends on values, so the axis may hold no units.
         """
         source = self._first.reshape(-1)[:1].long() * 0
         return x.index_select(axis, torch.arange(x.shape[axis], device=source.device) + source)
 
     def is_value(self, part: Any) -> bool:
-        """Whether something is, or holds, a known value."""
+        """Whether a part of an index is a known value, or holds one."""
         if isinstance(part, slice):
             return any(map(self.is_value, (part.start, part.stop, part.step)))
         if isinstance(part, list | tuple):
@@ -95,17 +96,17 @@ class KnownValues(TorchFunctionMode):
         )
 
     def outcome(self, frame: FrameType | None, outcome: bool) -> bool:
-        """Note a comparison of the user's code, and return its outcome, or the other one."""
+        """Note a comparison of the user's code, and return its outcome; the other one at `inverted` lines."""
         if frame is None or in_pytorch(frame):
             return outcome
         line = frame.f_code.co_filename, frame.f_lineno
         self.asked.add(line)
-        return outcome is not (line in self.but)
+        return outcome is not (line in self.inverted)
 
-    def _followed(self, value: Any) -> Any:
-        """Return numbers whose comparisons are noted, in lists as the value has them."""
+    def _with_noted_numbers(self, value: Any) -> Any:
+        """Replace the integers in a value, or in nested lists, by ones whose comparisons are noted."""
         if isinstance(value, list):
-            return [self._followed(v) for v in value]
+            return [self._with_noted_numbers(v) for v in value]
         return _Number.of(value, self) if type(value) is int else value
 
     def real(self, tensor: Tensor) -> Tensor:
@@ -118,11 +119,11 @@ class KnownValues(TorchFunctionMode):
         if found is None:
             return None
         self.read |= found[2]
-        with _really():
+        with _computing():
             return found[1].tolist()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a call, and compute its values too if all that it takes is known."""
+        """Run a call, and compute its real values too if those of all its arguments are known."""
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name in _PACKING:
             made = _PACKING[name](self, *args, **kwargs)
@@ -134,11 +135,11 @@ class KnownValues(TorchFunctionMode):
         found = [self._known.get(id(v)) for v in tensors]
         if name in _NUMBERS and tensors and found[0] is not None:
             self.read |= found[0][2]
-            with _really():
+            with _computing():
                 number = getattr(found[0][1], name)()
             if name == "__bool__":
                 return self.outcome(asking(sys._getframe(1)), number)
-            return self._followed(number) if name in ("item", "tolist") else number
+            return self._with_noted_numbers(number) if name in ("item", "tolist") else number
         if (name in _CREATORS and not isinstance(next(iter(args), None), Tensor)) or name in _SHAPING:
             first = 1 if name in _SHAPING else 0  # what is cut or viewed; behind it, tensors are numbers
             leaves[first:] = [v if (n := self._number(v)) is None else n for v in leaves[first:]]
@@ -174,11 +175,11 @@ class KnownValues(TorchFunctionMode):
         Returns:
             The result of the capture; a constant in place of a tensor whose size depends on values.
         """
-        held = {id(traced): real for traced, real, _ in found}
+        real_values = {id(traced): real for traced, real, _ in found}
         inputs = frozenset[int]().union(*(one[2] for one in found))
-        own = [held[id(v)] if isinstance(v, Tensor) and id(v) in held else v for v in leaves]
+        own = [real_values[id(v)] if isinstance(v, Tensor) and id(v) in real_values else v for v in leaves]
         args, kwargs = pytree.tree_unflatten(own, spec)
-        with _really():
+        with _computing():
             try:
                 values = func(*args, **kwargs)
             except Exception:  # then its values stay unknown
@@ -190,13 +191,13 @@ class KnownValues(TorchFunctionMode):
                     self.read |= inputs
                     returned[k] = self.constant(real)
                 else:
-                    with _really():
+                    with _computing():
                         self._remember(traced, real.detach(), inputs)
         return pytree.tree_unflatten(returned, kind)
 
     def constant(self, values: Tensor) -> Tensor:
         """Return a tensor of the capture that always has these values."""
-        with _really():
+        with _computing():
             listed = values.tolist()
         made = torch.tensor(listed, dtype=values.dtype, device=values.device).reshape(values.shape)
         self._remember(made, values, frozenset())
@@ -234,7 +235,7 @@ _DIMS = {
     "select": 1,
     "roll": 2,
 }
-"""Functions that choose or move along an axis, each with the place of the argument that names it."""
+"""Functions that choose or move along an axis -> the position of the argument that names the axis."""
 
 
 class _Number(int):
@@ -289,8 +290,8 @@ def _writes(name: str) -> bool:
 
 
 @contextmanager
-def _really() -> Iterator[None]:
-    """Inside, PyTorch computes real values, although a capture is under way."""
+def _computing() -> Iterator[None]:
+    """Inside, PyTorch computes real values, although a capture is running."""
     with unset_fake_temporarily(), disable_proxy_modes_tracing(), torch._C._DisableFuncTorch():
         yield
 
@@ -326,27 +327,29 @@ def _unpack(
 
 
 def _constant(mode: KnownValues, values: list[int]) -> Tensor:
-    with _really():
+    with _computing():
         real = torch.tensor(values)
     return mode.constant(real)
 
 
-def _masked(mode: KnownValues, x: Tensor, index: Any, *value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Index with the positions that known masks choose, in place of these masks."""
+def _index_by_masks(
+    mode: KnownValues, x: Tensor, index: Any, *value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return arguments for indexing with the positions that known masks choose, in place of these masks."""
     parts: list[Any] = []
     for part in index if isinstance(index, tuple) else (index,):
         chosen = None
         if isinstance(part, Tensor) and part.dtype is torch.bool and mode.numbers(part) is not None:
-            with _really():
+            with _computing():
                 chosen = mode.real(part).nonzero(as_tuple=True)
         parts += [part] if chosen is None else [mode.constant(places) for places in chosen]
     return (x, tuple(parts), *value), {}
 
 
-def _repeated(
+def _with_output_size(
     mode: KnownValues, x: Tensor, repeats: Any = None, dim: int | None = None, **how: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Say how many entries `repeat_interleave` gives, where that is known."""
+    """Return arguments for `repeat_interleave` that say how many entries it gives, where that is known."""
     counts = mode.numbers(x if repeats is None else repeats) if isinstance(repeats, Tensor | None) else None
     if isinstance(counts, list) and how.get("output_size") is None:
         rows = x.shape[dim] if dim is not None else x.numel()
@@ -355,14 +358,14 @@ def _repeated(
 
 
 _SIZED: Mapping[str, Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]] = {
-    "__getitem__": _masked,
-    "__setitem__": _masked,
-    "repeat_interleave": _repeated,
+    "__getitem__": _index_by_masks,
+    "__setitem__": _index_by_masks,
+    "repeat_interleave": _with_output_size,
 }
-"""Functions whose results have sizes that depend on values, each with what gives it other arguments."""
+"""Functions whose results have sizes that depend on values -> what returns arguments that fix the sizes."""
 
 _PACKING: Mapping[str, Callable[..., tuple[Tensor, Tensor] | None]] = {
     "_pack_padded_sequence": _pack,
     "_pad_packed_sequence": _unpack,
 }
-"""Functions of PyTorch whose results have sizes that depend on values, with what replaces them."""
+"""Functions of PyTorch whose results have sizes that depend on values -> what replaces them."""

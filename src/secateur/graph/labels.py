@@ -66,9 +66,9 @@ class LabelStore:
 
     def __init__(self) -> None:
         self._parent = np.zeros(1024, dtype=np.int64)
-        self._held = np.zeros(1024, dtype=bool)  # by root: whether a parameter has a position of the class
+        self._of_parameter = np.zeros(1024, dtype=bool)  # by root
         self._stays = np.zeros(1024, dtype=bool)  # by root: whether the class is frozen already
-        self._above = np.zeros(1024, dtype=np.int64)  # as `_parent`, but `find` shortens no path
+        self._above = np.zeros(1024, dtype=np.int64)  # as `_parent`, but not shortened by `find`
         self._tied_at = np.zeros(1024, dtype=np.int64)  # in which of `_places` a label was joined to another
         self._places: list[Any] = [None]
         self._count = 1
@@ -80,15 +80,15 @@ class LabelStore:
         """One more than the largest label so far."""
         return self._count
 
-    def fresh(self, n: int, *, held: bool = False) -> Labels:
-        """Make `n` new live labels in a row. `held`: whether they belong to a parameter. [n]"""
+    def fresh(self, n: int, *, of_parameter: bool = False) -> Labels:
+        """Make `n` new live labels in a row. `of_parameter`: whether they belong to a parameter. [n]"""
         while self._count + n > len(self._parent):
-            for name in ("_parent", "_held", "_stays", "_above", "_tied_at"):
+            for name in ("_parent", "_of_parameter", "_stays", "_above", "_tied_at"):
                 old = getattr(self, name)
                 setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
         new = np.arange(self._count, self._count + n, dtype=np.int64)
         self._parent[new] = self._above[new] = new
-        self._held[new] = held
+        self._of_parameter[new] = of_parameter
         self._count += n
         return new
 
@@ -106,12 +106,12 @@ class LabelStore:
         self._parent[clipped] = root
         return np.where(live, root, labels)
 
-    def held(self, labels: Labels) -> bool:
+    def is_of_parameter(self, labels: Labels) -> bool:
         """Whether any of these labels is in a class with a position of a parameter."""
         live = labels[labels > 0]
-        return bool(self._held[self.find(live)].any())
+        return bool(self._of_parameter[self.find(live)].any())
 
-    def may_go(self, labels: Labels) -> bool:
+    def may_be_removed(self, labels: Labels) -> bool:
         """Whether any of these labels is in a class that is not frozen so far."""
         live = labels[labels > 0]
         return not bool(self._stays[self.find(live)].all())
@@ -138,7 +138,7 @@ class LabelStore:
                 return
             a, b, root_a, root_b = a[differ], b[differ], root_a[differ], root_b[differ]
             high, low = np.maximum(root_a, root_b), np.minimum(root_a, root_b)
-            np.logical_or.at(self._held, low, self._held[high])
+            np.logical_or.at(self._of_parameter, low, self._of_parameter[high])
             np.logical_or.at(self._stays, low, self._stays[high])
             np.minimum.at(self._parent, high, low)
             self._above[high], self._tied_at[high] = self._parent[high], len(self._places) - 1

@@ -1,4 +1,4 @@
-"""Which nodes of two programs stand for the same, where one model was captured at two sizes."""
+"""Pairs of nodes that do the same in two programs, which are captures of one model at two sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur.graph.nodes import lifted
 
 
 def matched(program: ExportedProgram, other: ExportedProgram) -> dict[fx.Node, fx.Node]:
-    """Find, for each node of `program`, the node of `other` that stands for the same.
+    """Find, for each node of `program`, the node of `other` that does the same.
 
     Two calls are the same if they have the same module, the same operator, and read the same tensors of the
     model. If there are several such calls, the first is the same as the first, and so on. If one program has

@@ -101,7 +101,7 @@ def asked_modes(questions: set[str], model: nn.Module) -> list[Mode]:
 def questions(found: set[str]) -> Iterator[None]:
     """Inside, calls of the user's code that ask for PyTorch's mode are noted, by a profiler.
 
-    Attributes of tensors are no such calls; see `secateur.graph.courses.Course`.
+    Attributes of tensors are no such calls; see `secateur.graph.executionpath.ExecutionPath`.
     """
 
     def note(frame: FrameType, event: str, called: Any) -> None:

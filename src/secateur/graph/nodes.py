@@ -14,7 +14,7 @@ from torch.export.graph_signature import InputKind
 from secateur.graph.binding import all_by_name
 
 UNNAMED = "lifted_tensor_"
-"""How a capture begins the names of tensors that are neither parameters nor buffers."""
+"""The prefix that a capture gives to the names of tensors that are neither parameters nor buffers."""
 
 
 def lifted(program: ExportedProgram) -> Iterator[tuple[fx.Node, InputKind, str | None]]:
@@ -45,14 +45,14 @@ def remember_size(size: torch.SymInt, number: int) -> None:
 
 
 def hint(size: Any) -> int:
-    """Return the value of a size in the capture. A symbolic one is looked up: that adds no condition."""
+    """Return the value of a size in the capture. For a symbolic size, this adds no condition on it."""
     if isinstance(size, torch.SymInt):
-        known = size.node.hint
-        if known is None:
-            known = getattr(size.node.shape_env, _MEASURED, {}).get(size.node.expr)
-        if known is None:
+        value = size.node.hint
+        if value is None:
+            value = getattr(size.node.shape_env, _MEASURED, {}).get(size.node.expr)
+        if value is None:
             raise ValueError("the size depends on the data")
-        return int(known)
+        return int(value)
     return int(size)
 
 
@@ -91,6 +91,7 @@ def where(node: fx.Node) -> str:
     return f"{module} ({line})" if module else line
 
 
-def draws_nothing(given: dict[str, Any]) -> bool:
-    """Whether the settings of an operator turn its random part off, such as dropout inside attention."""
-    return given.get("dropout_p") == 0 or given.get("training") is False or given.get("train") is False
+def draws_nothing(arguments: dict[str, Any]) -> bool:
+    """Whether the arguments of an operator turn its random part off, such as dropout inside attention."""
+    off = arguments.get("training") is False or arguments.get("train") is False
+    return off or arguments.get("dropout_p") == 0

@@ -16,7 +16,7 @@ from secateur.graph.groups import Frozen, Left
 from secateur.graph.rules.op import COMPUTED
 from secateur.graph.walk import UNREAD
 
-_ENDS = ("model input", "model output")
+_INPUT_OR_OUTPUT = ("model input", "model output")
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 _HOOKS = {
     WeightNorm: "torch.nn.utils.remove_weight_norm",
@@ -35,7 +35,7 @@ def nothing_to_prune(
         left: The groups of which no unit may be removed, and why.
         table: The whole graph as text, for the details of the error.
     """
-    frozen = [one for one in frozen if not one.reason.startswith(_ENDS)]
+    frozen = [one for one in frozen if not one.reason.startswith(_INPUT_OR_OUTPUT)]
     left = list(left)
     stopped = [one.tensor for one in frozen] + [piece.tensor for one in left for piece in one.group.slices]
     parts = [_computed(model, stopped) or _frozen(frozen), _left(left)]
@@ -117,23 +117,19 @@ def _module(path: str) -> str:
 
 def _frozen(frozen: Sequence[Frozen]) -> str:
     """Name the operators that have no rule, and those that need every unit."""
-    unruled = [one for one in frozen if one.reason.startswith(("no rule", "the rule"))]
-    placed = [one for one in frozen if one not in unruled]
-    unread = any(UNREAD in one.reason for one in placed)
+    without_rule = [one for one in frozen if one.reason.startswith(("no rule", "the rule"))]
+    others = [one for one in frozen if one not in without_rule]
+    unread = any(UNREAD in one.reason for one in others)
     advice = (
         "If a method reads it, name that in methods=; if other inputs do, pass more_inputs=."
         if unread
         else ""
     )
-    return " ".join(
-        filter(
-            None,
-            [
-                _kept(unruled, "A rule is missing or does not cover this", "Write it: see CONTRIBUTING."),
-                _kept(placed, "Every unit has to stay", advice),
-            ],
-        )
-    )
+    parts = [
+        _kept(without_rule, "A rule is missing or does not cover this", "Write it: see CONTRIBUTING."),
+        _kept(others, "Every unit has to stay", advice),
+    ]
+    return " ".join(filter(None, parts))
 
 
 def _kept(frozen: Sequence[Frozen], cause: str, advice: str) -> str:
@@ -152,12 +148,11 @@ def _left(left: Sequence[Left]) -> str:
     """Name the groups that an operator mixes, and those that stay whole for another reason."""
     mixed = [one for one in left if one.group.inexact_because]
     other = [one for one in left if not one.group.inexact_because]
-    store = (
-        "Make that weight a parameter, or pass" if any(COMPUTED in one.reason for one in mixed) else "Pass"
-    )
+    computed = any(COMPUTED in one.reason for one in mixed)
+    advice = "Make that weight a parameter, or pass" if computed else "Pass"
     parts = [
         _largest(mixed, "An operator mixes the units", 125),
-        f"{store} allow_inexact=True to remove such units." if mixed else "",
+        f"{advice} allow_inexact=True to remove such units." if mixed else "",
         _largest(other, "Left alone", 300),
     ]
     return " ".join(filter(None, parts))

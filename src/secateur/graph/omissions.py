@@ -1,4 +1,4 @@
-"""Sizes at which code only leaves calls out: does a program that makes these calls hold there too?"""
+"""Sizes at which the model's code only leaves calls out: the first program may be right there too."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from secateur.graph.courses import Course
+from secateur.graph.executionpath import ExecutionPath
 from secateur.graph.inputs import Arguments
 from secateur.graph.passes import Passes
 from secateur.graph.programs import values_at
 
 
 class Omissions:
-    """What is known of the calls that code leaves out at some sizes.
+    """Decides which sizes need no capture of their own, since the model's code only leaves calls out there.
 
-    A size at which the code makes no call that is new needs no capture of its own if the first program gives
-    there what the model gives: then the calls that are left out change nothing. Nor does a size at which only
-    such calls are left out, beside those of another captured size.
+    At such a size the code makes no new call, and the first program gives what the model gives: the calls
+    that are left out change nothing. A later size needs no capture either if it leaves out only such calls,
+    compared with a size that was captured.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Omissions:
         program: ExportedProgram,
         passes: Passes,
         given: Arguments,
-        first: Course | None,
+        first: ExecutionPath | None,
     ) -> None:
         """Start with what the first program holds.
 
@@ -38,11 +38,11 @@ class Omissions:
             program: The first program.
             passes: Runs ordinary forward passes of the model.
             given: The arguments of the trace.
-            first: The course of the pass that the program holds.
+            first: The execution path of the pass that was captured.
         """
         self._model, self._program, self._passes = model, program, passes
         self._given, self._first = given, first
-        self._known = [] if first is None else [first]  # courses of what was captured
+        self._captured = [] if first is None else [first]  # the paths of captured passes
         self._idle = set[Any]()  # calls that change nothing
         self._left_out = set[Any]()  # at captured sizes, with other answers to conditions on values
 
@@ -51,51 +51,56 @@ class Omissions:
 
         Args:
             arguments: Arguments of another size.
-            replays: The same, or arguments with the same calls: the program is run on these.
+            replays: Arguments with the same calls, on which the program is compared with the model.
         """
-        first, here = self._first, self._passes.course(arguments)
-        if first is None or here is None or not adds_nothing(here, self._known):
+        first, here = self._first, self._passes.path_of(arguments)
+        if first is None or here is None or not adds_nothing(here, self._captured):
             return False
-        gone = self._idle | (first.kinds - here.kinds)
-        for one, two in self._sides(arguments, here):  # which may ask for calls that this pass has not made
-            if one is None or two is None or not adds_nothing(two, [*self._known, one]):
+        gone = self._idle | (first.calls_with_switches - here.calls_with_switches)
+        for traced, other in self._by_answer(arguments, here):  # may make calls that this pass does not
+            if traced is None or other is None or not adds_nothing(other, [*self._captured, traced]):
                 return False
-            if not one.kinds - two.kinds <= gone | self._left_out:
+            if not traced.calls_with_switches - other.calls_with_switches <= gone | self._left_out:
                 return False
-        if any(one.kinds - here.kinds <= self._idle for one in self._known):
+        if any(path.calls_with_switches - here.calls_with_switches <= self._idle for path in self._captured):
             return True
         leaves = map(pytree.tree_leaves, replays)
-        if all(values_at(self._program, self._model, one) is None for one in leaves):
+        if all(values_at(self._program, self._model, some) is None for some in leaves):
             return False
         self._idle = gone
         return True
 
     def captured(self, arguments: Arguments) -> None:
         """Note that there is a capture for these arguments."""
-        here = self._passes.course(arguments)
+        here = self._passes.path_of(arguments)
         if here is None:
             return
-        self._known.append(here)
-        for one, two in self._sides(arguments, here):
-            if one is not None and two is not None:
-                self._known.append(two)
-                self._left_out |= one.kinds - two.kinds
+        self._captured.append(here)
+        for traced, other in self._by_answer(arguments, here):
+            if traced is not None and other is not None:
+                self._captured.append(other)
+                self._left_out |= traced.calls_with_switches - other.calls_with_switches
 
-    def _sides(self, arguments: Arguments, here: Course) -> list[tuple[Course | None, Course | None]]:
-        """Return the courses with either answer to conditions on values: at the traced size, and here."""
-        courses = [here, *([] if self._first is None else [self._first])]
-        answers = (True, False) if any("bool" in course.questions for course in courses) else ()
+    def _by_answer(
+        self, arguments: Arguments, here: ExecutionPath
+    ) -> list[tuple[ExecutionPath | None, ExecutionPath | None]]:
+        """Return the paths at the traced size and here, for either answer to all conditions on values.
+
+        Without such conditions the list is empty.
+        """
+        paths = [here, *([] if self._first is None else [self._first])]
+        answers = (True, False) if any("bool" in path.questions for path in paths) else ()
         return [
-            (self._passes.course(self._given, answer=t), self._passes.course(arguments, answer=t))
-            for t in answers
+            (self._passes.path_of(self._given, answer=one), self._passes.path_of(arguments, answer=one))
+            for one in answers
         ]
 
 
-def adds_nothing(course: Course, known: Iterable[Course]) -> bool:
-    """Whether each call of a pass was made by passes that are known, with the same numbers and switches."""
-    known = list(known)
-    numbers = "numbers" if any(one.counts == course.counts for one in known) else "numbers_but_counts"
+def adds_nothing(path: ExecutionPath, others: Iterable[ExecutionPath]) -> bool:
+    """Whether each call of a pass was made in other passes too, with the same numbers and switches."""
+    others = list(others)
+    numbers = "numbers" if any(one.lengths == path.lengths for one in others) else "numbers_but_lengths"
     return all(
-        getattr(course, what) <= set[Any]().union(*(getattr(one, what) for one in known))
-        for what in ("lines", numbers, "kinds")
+        getattr(path, part) <= set[Any]().union(*(getattr(one, part) for one in others))
+        for part in ("distinct_calls", numbers, "calls_with_switches")
     )

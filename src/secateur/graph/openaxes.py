@@ -14,11 +14,11 @@ from torch.utils import _pytree as pytree
 
 from secateur.common.foreign import said, source_line
 from secateur.common.models import device_of
-from secateur.graph.courses import Course
-from secateur.graph.coursesearch import WORK, CourseAt, Sizes, other_courses, other_ways
+from secateur.graph.executionpath import ExecutionPath
 from secateur.graph.inputs import Arguments, FixedAxis, InputSpec, OpenAxis, batch_size, resized
 from secateur.graph.leaf import Place
 from secateur.graph.passes import Passes
+from secateur.graph.pathsearch import WORK, PathAt, Sizes, search_other_paths, search_variant
 from secateur.graph.valueranges import widened
 from secateur.graph.wording import NO_OTHER
 
@@ -26,7 +26,7 @@ SUBSETS = 20
 """The most sets of equally long axes that are tried, where not all of them can vary together."""
 
 SMALL = 64
-"""Up to this size, other sizes that leave a single place inside are doubled."""
+"""Only axes up to this size are tried at twice their size: see `_with_larger_sizes`."""
 
 LARGE = 128
 """From this size on, an axis is first tried at a quarter of it. Smaller ones are halved."""
@@ -59,8 +59,8 @@ def open_inputs(
     spec = with_sizes(_differing(spec, more), given, passes)
     if any(leaf.is_meta for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)):
         return spec
-    course = passes.course(given)
-    long = course is not None and course.work > WORK
+    path = passes.path_of(given)
+    long = path is not None and path.work > WORK
     return widened(spec, given, program, passes.attempt, device_of(model), long=long)
 
 
@@ -72,23 +72,23 @@ def with_sizes(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
         given: The arguments.
         passes: Runs ordinary forward passes of the model.
     """
-    spec = _opened_inside(find_open_axes(spec, given, passes.attempt), given, passes)
-    return _with_courses(spec, given, passes)
+    spec = _with_larger_sizes(find_open_axes(spec, given, passes.attempt), given, passes)
+    return _with_other_paths(spec, given, passes)
 
 
-def _opened_inside(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
-    """Take larger other sizes where the tried ones leave a single place inside, as behind many strides.
+def _with_larger_sizes(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
+    """Take larger other sizes where maps inside the model have one position only, as behind many strides.
 
-    With a single place, any way to mix units with places looks as if it left them apart.
+    An operator that mixes units with positions shows it only where there are several positions.
     """
     axes = [axis for axis in spec.open if not axis.batch and axis.size <= SMALL]
 
     def shapes(sizes: Sequence[int]) -> list[tuple[Any, torch.Size]] | None:
         places = {p: size for axis, size in zip(axes, sizes, strict=True) for p in axis.places}
-        course = passes.course(resized(spec, given, places))
-        if course is None:
+        path = passes.path_of(resized(spec, given, places))
+        if path is None:
             return None
-        return [(call[:3], v) for call, vs in course.calls for v in vs if isinstance(v, torch.Size)]
+        return [(call[:3], v) for call, vs in path.calls for v in vs if isinstance(v, torch.Size)]
 
     if not axes or not spec.together:
         return spec
@@ -96,39 +96,41 @@ def _opened_inside(spec: InputSpec, given: Arguments, passes: Passes) -> InputSp
     if None in tried or not any(1 in shape for _, shape in tried[0] or ()):
         return spec
     tried.append(shapes([2 * axis.size for axis in axes]))
-    opens = any(
+    grows = any(  # one position at the first two sizes, several at the third
         len({place for place, _ in same}) == 1 and {a, b} == {1} and c > 1
         for same in zip(*(found or () for found in tried), strict=False)
         for a, b, c in zip(*(shape for _, shape in same), strict=False)
     )
-    apart = [(2 + k) * axis.size for k, axis in enumerate(axes)]  # height and width differ
-    if not opens or shapes(apart) is None:
+    sizes = [(2 + k) * axis.size for k, axis in enumerate(axes)]  # height and width differ
+    if not grows or shapes(sizes) is None:
         return spec
-    larger = {axis.places: axis.model_copy(update={"other": n}) for axis, n in zip(axes, apart, strict=True)}
+    larger = {axis.places: axis.model_copy(update={"other": n}) for axis, n in zip(axes, sizes, strict=True)}
     return spec.model_copy(update={"open": tuple(larger.get(axis.places, axis) for axis in spec.open)})
 
 
-def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
-    """Add to a description what makes the forward pass run other code: sizes, and training mode."""
-    traced = passes.course(given)
+def _with_other_paths(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
+    """Add to a description what makes the forward pass take other execution paths: sizes, training mode."""
+    traced = passes.path_of(given)
     if traced is None:
         return spec
 
-    def course_at(sizes: Sizes, *, training: bool = False, answer: bool | None = None) -> Course | None:
-        return passes.course(resized(spec, given, spec.at(sizes)), training=training, answer=answer)
+    def path_at(sizes: Sizes, *, training: bool = False, answer: bool | None = None) -> ExecutionPath | None:
+        return passes.path_of(resized(spec, given, spec.at(sizes)), training=training, answer=answer)
 
-    start = _cheaper(spec, traced, course_at)
-    near = course_at(start)
-    if near is None:
+    start = _cheaper(spec, traced, path_at)
+    plain = path_at(start)
+    if plain is None:
         return spec
-    search = other_courses(spec.open, near, course_at, start, None if near is traced else traced)
-    found, learning = search.found, course_at(start, training=True)
-    for answer in (True, False) if "bool" in near.questions else ():  # each side may ask for other sizes
-        side = course_at(start, answer=answer)
-        if side is not None and side is not near:
-            found = found + other_ways(search, side, partial(course_at, answer=answer), sweep=True)
-    found = list(dict.fromkeys(_in_fewer_axes(spec, sizes, start, course_at) for sizes in found))
-    in_training = [] if learning is None else other_ways(search, learning, partial(course_at, training=True))
+    search = search_other_paths(spec.open, plain, path_at, start, None if plain is traced else traced)
+    found, learning = search.found, path_at(start, training=True)
+    for answer in (True, False) if "bool" in plain.questions else ():  # each branch may ask for other sizes
+        branch = path_at(start, answer=answer)
+        if branch is not None and branch is not plain:
+            found = found + search_variant(search, branch, partial(path_at, answer=answer), sweep=True)
+    found = list(dict.fromkeys(_in_fewer_axes(spec, sizes, start, path_at) for sizes in found))
+    in_training = (
+        [] if learning is None else search_variant(search, learning, partial(path_at, training=True))
+    )
     changed = [[k for k, axis in enumerate(spec.open) if sizes[k] != axis.size] for sizes in found]
     axes = tuple(
         axis.model_copy(
@@ -140,44 +142,49 @@ def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpe
     others = {p: axis.other for axis in spec.open for p in axis.places} if spec.together else {}
     tried = dict.fromkeys([tuple(spec.at(start).items()), tuple(others.items())])
     seen = [_trains_otherwise(passes, resized(spec, given, dict(sizes))) for sizes in tried]
-    known = [otherwise for otherwise in seen if otherwise is not None]
-    training = bool(in_training) or any(known) if known else None
+    watched = [otherwise for otherwise in seen if otherwise is not None]
+    training = bool(in_training) or any(watched) if watched else None
     changes = {"open": axes, "joint": joint, "training": training, "training_at": tuple(in_training)}
     return spec.model_copy(update=changes)
 
 
-def _cheaper(spec: InputSpec, traced: Course, course_at: CourseAt) -> Sizes:
-    """Return where to look for other courses from: the traced sizes, or others that cost less.
+def _cheaper(spec: InputSpec, traced: ExecutionPath, path_at: PathAt) -> Sizes:
+    """Return the sizes from which to search for other paths: the traced ones, or others that cost less.
 
-    Where the traced pass takes long, the other sizes of all axes serve, if the code does the same there.
+    Where the traced pass takes long, these are the other sizes of all axes, if the code does the same there.
     """
     start, other = tuple(axis.size for axis in spec.open), tuple(axis.other for axis in spec.open)
     if traced.work <= WORK or not spec.together:
         return start
-    return other if _same(course_at(other), traced) else start
+    return other if _same(path_at(other), traced) else start
 
 
-def _in_fewer_axes(spec: InputSpec, sizes: Sizes, start: Sizes, course_at: CourseAt) -> Sizes:
-    """Return the traced sizes but for the axes of `sizes` that differ from `start`, if the code acts alike.
+def _in_fewer_axes(spec: InputSpec, sizes: Sizes, start: Sizes, path_at: PathAt) -> Sizes:
+    """Return sizes with the same execution path as `sizes` that differ from the traced ones in fewer axes.
 
-    Else `sizes`. A size that differs from the trace along one axis alone says what makes the difference.
+    Axes that are as in `start` get their traced size back. If the path is another one then, return `sizes`.
+    A size that differs from the trace along one axis alone shows which axis makes the difference.
     """
     fewer = tuple(
-        axis.size if size == near else size for axis, size, near in zip(spec.open, sizes, start, strict=True)
+        axis.size if size == first else size
+        for axis, size, first in zip(spec.open, sizes, start, strict=True)
     )
-    return fewer if fewer == sizes or _same(course_at(fewer), course_at(sizes)) else sizes
+    return fewer if fewer == sizes or _same(path_at(fewer), path_at(sizes)) else sizes
 
 
-def _same(one: Course | None, other: Course | None) -> bool:
+def _same(one: ExecutionPath | None, other: ExecutionPath | None) -> bool:
     """Whether two passes make the same calls, with the same numbers and switches."""
-    if one is None or other is None:
-        return False
-    return all(getattr(one, what) == getattr(other, what) for what in ("lines", "numbers", "kinds"))
+    parts = "distinct_calls", "numbers", "calls_with_switches"
+    return (
+        one is not None
+        and other is not None
+        and all(getattr(one, part) == getattr(other, part) for part in parts)
+    )
 
 
 def _trains_otherwise(passes: Passes, arguments: Arguments) -> bool | None:
     """Whether the model makes other calls in training mode; None if that cannot be watched."""
-    plain, learning = passes.course(arguments), passes.course(arguments, training=True)
+    plain, learning = passes.path_of(arguments), passes.path_of(arguments, training=True)
     return None if plain is None or learning is None else learning.calls != plain.calls
 
 
@@ -267,9 +274,9 @@ def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> Input
             axes, error = _opened(tried, spec, places, options, few, batch=is_batch)
         at = len(spec.open) if is_batch else len(found)  # the batch is the first of those that are found
         found[at:at] = axes
-        if held := _without(places, axes):
+        if rest := _without(places, axes):
             reason, where = _said(error)
-            fixed.append(FixedAxis(places=held, size=size, reason=reason, where=where))
+            fixed.append(FixedAxis(places=rest, size=size, reason=reason, where=where))
             continue
         if is_batch and size > 2:
             few = (
@@ -311,12 +318,13 @@ def _candidates(size: int) -> list[int]:
     return list(dict.fromkeys(n for n in (*smaller, size - 1, size + 1, *whole, 2 * size) if 2 <= n != size))
 
 
-def _first(
+def _first_accepted(
     tried: Callable[[Mapping[Place, int]], Exception | None],
     places: Iterable[Place],
     options: Iterable[int],
     few: Mapping[Place, int],
 ) -> tuple[int | None, Exception | None]:
+    """Return the first size for all these places with which the model runs, or None and the last error."""
     error = None
     for size in options:
         error = tried({**few, **dict.fromkeys(places, size)})
@@ -334,7 +342,7 @@ def _opened(
     *,
     batch: bool,
 ) -> tuple[list[OpenAxis], Exception | None]:
-    """Find which of several axes of one size may vary: alone if they can, else together.
+    """Find which of several axes of one size may vary: each alone if it can, else together.
 
     Where not all others can vary together, some of them may. An example is a graph with as many nodes as
     features: the axes of nodes vary, the axes of features do not.
@@ -342,22 +350,22 @@ def _opened(
     Returns:
         The axes that may vary, and the model's error if some may not.
     """
-    apart = [] if batch else _apart(tried, spec, places, options[:1], few)
-    rest = _without(places, apart)
+    alone = [] if batch else _opened_alone(tried, spec, places, options[:1], few)
+    rest = _without(places, alone)
     if not rest:
-        return apart, None
-    other, error = _first(tried, rest, options, few)
-    if not batch and not apart and len(places) > 1:
-        apart = _apart(tried, spec, places, options if other is None else [other], few)
-        rest = _without(places, apart)
+        return alone, None
+    other, error = _first_accepted(tried, rest, options, few)
+    if not batch and not alone and len(places) > 1:
+        alone = _opened_alone(tried, spec, places, options if other is None else [other], few)
+        rest = _without(places, alone)
     size = spec.tensors()[places[0][0]].shape[places[0][1]]
     if other is None and not batch:
         for some in _subsets(rest):
-            if (other := _first(tried, some, options[:2], few)[0]) is not None:
-                return [OpenAxis(places=some, size=size, other=other), *apart], error
+            if (other := _first_accepted(tried, some, options[:2], few)[0]) is not None:
+                return [OpenAxis(places=some, size=size, other=other), *alone], error
     if other is None or not rest:
-        return apart, error
-    return [OpenAxis(places=rest, size=size, other=other, batch=batch), *apart], None
+        return alone, error
+    return [OpenAxis(places=rest, size=size, other=other, batch=batch), *alone], None
 
 
 def _subsets(places: tuple[Place, ...]) -> list[tuple[Place, ...]]:
@@ -370,16 +378,16 @@ def _without(places: tuple[Place, ...], axes: Iterable[OpenAxis]) -> tuple[Place
     return tuple(p for p in places if all(p not in axis.places for axis in axes))
 
 
-def _apart(
+def _opened_alone(
     tried: Callable[[Mapping[Place, int]], Exception | None],
     spec: InputSpec,
     places: tuple[Place, ...],
     options: Sequence[int],
     few: Mapping[Place, int],
 ) -> list[OpenAxis]:
-    """Return the axes that may vary alone, such as height and width. If possible, each gets another size.
+    """Return the axes that may vary alone, such as height and width. If possible, their new sizes differ.
 
-    Those that were found have their new sizes while the next is tried, which mostly costs less.
+    The axes found so far have their new sizes while the next one is tried, which mostly costs less.
     """
     found: list[OpenAxis] = []
     size = spec.tensors()[places[0][0]].shape[places[0][1]]
@@ -389,7 +397,7 @@ def _apart(
         alone = None
         for sizes in ({**few, **{p: axis.other for axis in found for p in axis.places}}, few):
             if alone is None and (sizes is few or found):
-                alone, _ = _first(tried, [place], wanted if found else options, sizes)
+                alone, _ = _first_accepted(tried, [place], wanted if found else options, sizes)
         if alone is not None:
             found.append(OpenAxis(places=(place,), size=size, other=alone))
     return found

@@ -16,35 +16,39 @@ from secateur.common.models import evaluating
 from secateur.common.outputs import has_nan, tensors_of
 from secateur.common.preserving import State
 from secateur.graph.answering import answering
-from secateur.graph.courses import Course
+from secateur.graph.executionpath import ExecutionPath
 from secateur.graph.inputs import Arguments
 from secateur.graph.modes import PLAIN, WITHOUT_GRADIENTS, Mode, asked_modes, questions
 
 
 def output_of(model: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Call a model. It is one line for all passes, as a course has the line of each call in it."""
+    """Call a model. All passes use this one line, since an execution path has the line of each call."""
     return model(*args, **kwargs)
+
+
+_Variant = tuple[bool, Mode, bool | None]
+"""How the model runs: in training mode or not, in which mode of PyTorch, with which answer to conditions."""
 
 
 class FirstPass:
     """Watches an ordinary pass on the user's arguments that a capture makes, so that it serves `Passes` too.
 
     Attributes:
-        course: Which calls the pass made.
+        path: The execution path of the pass.
         questions: What the code asked of PyTorch's mode.
-        worked: Whether the pass ended, and its output has no NaN.
+        worked: Whether the pass ended without an error, and its output has no NaN.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """Prepare a pass of `model`."""
-        self.course = Course(model)
+        self.path = ExecutionPath(model)
         self.questions = set[str]()
         self.worked = False
 
     @contextmanager
     def on(self) -> Iterator[None]:
         """Inside, the pass is watched."""
-        with questions(self.questions), self.course:
+        with questions(self.questions), self.path:
             yield
 
     def ended(self, output: Any) -> None:
@@ -53,7 +57,7 @@ class FirstPass:
 
 
 class Passes:
-    """Runs the model on arguments: does it run, and which lines of code does it take?"""
+    """Runs the model on arguments: does it fail, and which execution path does it take?"""
 
     def __init__(self, model: nn.Module, given: Arguments, first: FirstPass | None = None) -> None:
         """Run the model once on the user's own arguments.
@@ -67,12 +71,12 @@ class Passes:
         self._states: dict[bool, State] = {}  # by training mode: what each pass has to restore
         self._watched = True  # False where the code takes only Python's own integers
         self._errors: dict[Any, Exception | None] = {}
-        self._courses: dict[Any, Course] = {}
+        self._paths: dict[Any, ExecutionPath] = {}
         self._questions = set[str]()  # what the code asks of PyTorch's mode
         if first is not None and first.worked:
             self._questions = first.questions
             self._errors[_shapes(given), _sums(given)] = None
-            self._note(given, first.course, (False, WITHOUT_GRADIENTS, None))
+            self._note(given, first.path, (False, WITHOUT_GRADIENTS, None))
             return
         with questions(self._questions):
             failed = self.attempt(given)
@@ -87,62 +91,67 @@ class Passes:
             self._errors[key] = self._run(arguments)
         return self._errors[key]
 
-    def course(
+    def path_of(
         self,
         arguments: Arguments,
         *,
         training: bool = False,
         mode: Mode = WITHOUT_GRADIENTS,
         answer: bool | None = None,
-    ) -> Course | None:
-        """Return which calls the model makes at these sizes; None if that cannot be watched.
+    ) -> ExecutionPath | None:
+        """Return the execution path of the model on some arguments; None if it fails, or cannot be watched.
 
-        With an `answer`, all conditions of its code on values of tensors have that.
+        Args:
+            arguments: The arguments. A pass on others of these sizes may have been made already.
+            training: Whether the model runs in training mode.
+            mode: PyTorch's mode.
+            answer: The outcome of all conditions on values of tensors; None: what the values say.
         """
-        way = training, mode, answer
-        found = self._known(arguments, way)
+        variant = training, mode, answer
+        found = self._recorded(arguments, variant)
         if found is None and self._watched:
             self._run(arguments, training=training, mode=mode, answer=answer)
-            found = self._known(arguments, way)
+            found = self._recorded(arguments, variant)
         return found
 
-    def _known(self, arguments: Arguments, way: Any) -> Course | None:
+    def _recorded(self, arguments: Arguments, variant: _Variant) -> ExecutionPath | None:
         shapes = _shapes(arguments)
-        found = self._courses.get((shapes, None, *way))
-        return self._courses.get((shapes, _sums(arguments), *way)) if found is None else found
+        found = self._paths.get((shapes, None, *variant))
+        return self._paths.get((shapes, _sums(arguments), *variant)) if found is None else found
 
-    def _note(self, arguments: Arguments, course: Course, way: tuple[bool, Mode, bool | None]) -> None:
-        """Remember a course, for all arguments of these shapes if none of their values was asked for."""
-        training, mode, answer = way
-        sums = _sums(arguments) if course.reads_values and answer is None else None
-        self._courses.setdefault((_shapes(arguments), sums, *way), course)
-        if answer is None and len(course.answers) == 1:  # the same answer to all conditions changes nothing
-            given = _shapes(arguments), None, training, mode, *course.answers
-            self._courses.setdefault(given, course)
+    def _note(self, arguments: Arguments, path: ExecutionPath, variant: _Variant) -> None:
+        """Remember a path, for all arguments of these shapes if none of their values was asked for."""
+        training, mode, answer = variant
+        sums = _sums(arguments) if path.reads_values and answer is None else None
+        self._paths.setdefault((_shapes(arguments), sums, *variant), path)
+        if answer is None and len(path.answers) == 1:  # the same answer to all conditions changes nothing
+            given = _shapes(arguments), None, training, mode, *path.answers
+            self._paths.setdefault(given, path)
 
     def other_modes(self) -> list[Mode]:
-        """Return modes of PyTorch in which the model makes other calls than in a capture, one for each kind.
+        """Return modes of PyTorch in which the model makes other calls than in a capture.
 
-        Only modes that its code asks for are tried, on the user's own arguments.
+        Only modes that its code asks for are tried, on the user's own arguments. Of several modes with the
+        same calls, the first is returned.
         """
-        plain = self.course(self._given)
+        plain = self.path_of(self._given)
         if plain is None:
             return []
         found = []
-        known = {(plain.lines, plain.numbers)}
+        seen = {(plain.distinct_calls, plain.numbers)}
         for mode in asked_modes(self._questions | plain.questions, self._model):
             # All passes run without gradients, and a capture with them.
             run = PLAIN if mode == WITHOUT_GRADIENTS else mode._replace(gradients=False)
-            course = self.course(self._given, mode=run)
-            if course is not None and (course.lines, course.numbers) not in known:
+            path = self.path_of(self._given, mode=run)
+            if path is not None and (path.distinct_calls, path.numbers) not in seen:
                 found.append(mode)
-                known.add((course.lines, course.numbers))
+                seen.add((path.distinct_calls, path.numbers))
         return found
 
     def asks_the_same(self, first: Arguments, second: Arguments) -> bool:
-        """Whether the model makes the same calls with the same numbers. If so, none of them is a size."""
-        one, other = self.course(first), self.course(second)
-        return one is not None and other is not None and one.asked == other.asked
+        """Whether the model makes the same calls with the same numbers at two sizes: no number is a size."""
+        one, other = self.path_of(first), self.path_of(second)
+        return one is not None and other is not None and one.calls_with_numbers == other.calls_with_numbers
 
     def _run(
         self,
@@ -152,9 +161,9 @@ class Passes:
         mode: Mode = WITHOUT_GRADIENTS,
         answer: bool | None = None,
     ) -> Exception | None:
-        """Run the model once, remember its course, and return its error, if there is one."""
+        """Run the model once, remember its execution path, and return its error, if there is one."""
         args, kwargs = mode.cast(arguments)
-        course = Course(self._model)
+        path = ExecutionPath(self._model)
         if training not in self._states:
             self._states[training] = State(self._model, parameters=training)
         with (
@@ -163,7 +172,7 @@ class Passes:
             seeded(0),
             warnings.catch_warnings(),
             answering(answer),
-            course if self._watched else nullcontext(),
+            path if self._watched else nullcontext(),
         ):
             warnings.simplefilter("ignore")
             try:
@@ -171,10 +180,16 @@ class Passes:
             except Exception as error:  # the user's forward may fail in any way
                 return error
         if self._watched:
-            self._note(arguments, course, (training, mode, answer))
+            self._note(arguments, path, (training, mode, answer))
         if has_nan(outputs) and (arguments is self._given or self.attempt(self._given) is None):
             return FloatingPointError("its output is NaN there")
         return None
+
+
+def calls_of(model: nn.Module, arguments: Arguments) -> frozenset[Any] | None:
+    """Return the calls that a model makes on some arguments, also with their numbers; None if it fails."""
+    path = Passes(model, arguments).path_of(arguments)
+    return None if path is None else path.distinct_calls | path.numbers_but_lengths
 
 
 def _shapes(arguments: Arguments) -> tuple[torch.Size, ...]:
@@ -182,7 +197,7 @@ def _shapes(arguments: Arguments) -> tuple[torch.Size, ...]:
 
 
 def _sums(arguments: Arguments) -> tuple[Any, ...]:
-    """Return sums of values, which tell arguments of the same sizes apart."""
+    """Return the sum of the values of each tensor: arguments of the same sizes mostly differ in these."""
     return tuple(
         complex(v.detach().sum()) if isinstance(v, torch.Tensor) and not v.is_meta else repr(v)
         for v in pytree.tree_leaves(arguments)

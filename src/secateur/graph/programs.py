@@ -24,7 +24,7 @@ from secateur.graph.nodes import hint, is_open, lifted
 from secateur.graph.writes import dead_nodes, erase
 
 MOST = 64
-"""The most programs that one model may have. A model whose code holds its sizes needs one for each size."""
+"""The most programs of one model. If its code has sizes as numbers, it needs one for each size."""
 
 
 class Programs:
@@ -47,7 +47,7 @@ class Programs:
         Args:
             program: What was captured first.
             model: The model it was captured from. Without it, no further program can be captured.
-            values: The inputs, by number, for whose values alone this program is right.
+            values: The inputs for whose values alone this program is right, by their numbers.
         """
         self.model = model
         self._values = {id(program): values or {}}
@@ -63,7 +63,7 @@ class Programs:
         """The program that was captured first."""
         return self._all[0]
 
-    def begins_with(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    def first_is_right(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether the first program is right for these arguments."""
         try:
             leaves = leaves_of(self.first, args, kwargs)
@@ -100,8 +100,8 @@ class Programs:
             raise wrong
         if len(self._all) >= MOST:
             raise CalibrationError(
-                f"batches: expected inputs of at most {MOST} sizes, since the model's code holds each, got "
-                "more. Pad or crop to a few sizes: multiples of 32, for example."
+                f"batches: expected inputs of at most {MOST} sizes, since the model is captured once for "
+                "each, got more. Pad or crop to a few sizes: multiples of 32, for example."
             ) from wrong
         return self._capture(args, kwargs, wrong)
 
@@ -124,7 +124,7 @@ class Programs:
             erase(program.graph_module, dead_nodes(program.graph))
             try:
                 leaves = leaves_of(program, args, kwargs)
-            except CalibrationError:  # a batch of one, captured as two, in a model that holds that number
+            except CalibrationError:  # a batch of one, captured as two, and the program is for two only
                 continue
             if not also or self._is_trusted(program, leaves) or self._agrees(program, leaves):
                 break
@@ -136,7 +136,7 @@ class Programs:
 
         An input that no program has, such as labels, differs in each axis that is as long as one of these.
         """
-        known = [shapes_of(program) for program in self._all]
+        captured = [shapes_of(program) for program in self._all]
         named = [(k, v) for k, v in _paths((args, dict(kwargs))).items() if isinstance(v, Tensor)]
         found = [
             (str(number), axis)
@@ -144,7 +144,7 @@ class Programs:
             for axis, size in enumerate(tensor.shape)
             if any(
                 len(shape) == tensor.ndim and shape[axis] not in (None, size)
-                for shapes in known
+                for shapes in captured
                 if (shape := shapes.get(name)) is not None
             )
         ]
@@ -152,16 +152,16 @@ class Programs:
         found += [
             (str(number), axis)
             for number, (name, tensor) in enumerate(named)
-            if all(name not in shapes for shapes in known)
+            if all(name not in shapes for shapes in captured)
             for axis, size in enumerate(tensor.shape)
             if size in sizes and size > 1
         ]
         return found
 
     def _is_trusted(self, program: ExportedProgram, leaves: list[Any]) -> bool:
-        """Whether a program is known to be right for these leaves: their sizes, and values that it holds."""
-        held = self._values[id(program)].items()
-        return all(torch.equal(leaves[k], v.to(leaves[k].device)) for k, v in held) and is_trusted(
+        """Whether a program is sure to be right for these leaves: for their sizes, and its fixed values."""
+        fixed = self._values[id(program)].items()
+        return all(torch.equal(leaves[k], v.to(leaves[k].device)) for k, v in fixed) and is_trusted(
             program, leaves
         )
 

@@ -24,7 +24,7 @@ def shapes_known() -> Iterator[None]:
         for name in _LAYERS
         for overload, results in (("input", _results), ("data", _packed_results))
     ]
-    before = [(op, dict(held), how) for op, how in operators if (held := getattr(op, "py_kernels", None))]
+    before = [(op, dict(own), new) for op, new in operators if (own := getattr(op, "py_kernels", None))]
     try:
         for op, kernels, results in before:
             _set(op, dict.fromkeys(kernels, results))
@@ -54,13 +54,15 @@ def _results(
     states = [hx] if isinstance(hx, Tensor) else list(hx)
     steps = input.transpose(0, 1) if batch_first else input
     width = states[0].shape[-1] * (2 if bidirectional else 1)
-    zero = sum(p.sum() for p in params) * 0
+    zero = sum(p.sum() for p in params) * 0  # requires a gradient if a parameter does
     out = input.new_zeros((*steps.shape[:-1], width)) + zero
     return (out.transpose(0, 1) if batch_first else out, *(torch.zeros_like(s) + zero for s in states))
 
 
-def _packed_results(data: Tensor, batch_sizes: Tensor, hx: Any, params: Any, *how: Any) -> tuple[Tensor, ...]:
+def _packed_results(
+    data: Tensor, batch_sizes: Tensor, hx: Any, params: Any, *settings: Any
+) -> tuple[Tensor, ...]:
     """Make results of the right shapes for packed sequences. [rows, features]"""
-    biases, layers, dropout, train, bidirectional = how
+    biases, layers, dropout, train, bidirectional = settings
     out, *states = _results(data[:, None], hx, params, biases, layers, dropout, train, bidirectional, False)
     return (out[:, 0], *states)

@@ -29,7 +29,7 @@ def graph_at(graph: Graph, program: ExportedProgram) -> Graph:
         return graph
     traced, tensors = graph._labelled[None]._walk, graph._labelled[None]._tensors
     also = replace(
-        traced.beside(),
+        traced.for_other_program(),
         store=deepcopy(traced.store),
         reasons=deepcopy(traced.reasons),
         roles=list(traced.roles),

@@ -1,7 +1,7 @@
-"""Let a capture go on where Python asks for numbers that it does not have.
+"""Let a capture go on where Python asks for numbers that a capture does not have.
 
-``len(tensor)``, ``int(tensor)`` and ``float(tensor)`` give symbols, and conditions on values of tensors are
-answered.
+``len(tensor)``, ``int(tensor)`` and ``float(tensor)`` give symbols. Conditions on values of tensors get given
+answers.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def lengths_open() -> Iterator[None]:
         builtins.len = original
 
 
-class _Meta(type):
-    """The type of a class that replaces its own base, a type of numbers."""
+class _NumberMeta(type):
+    """The metaclass of a class that stands in for its base, `int` or `float`, in the user's code."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         plain, value = cls.__base__, args[0] if len(args) == 1 else None
@@ -64,11 +64,11 @@ class _Meta(type):
         return issubclass(subclass, cls.__base__)  # type: ignore[arg-type]
 
 
-class _Integer(int, metaclass=_Meta):
+class _Integer(int, metaclass=_NumberMeta):
     """Replaces `int` in the user's modules."""
 
 
-class _Float(float, metaclass=_Meta):
+class _Float(float, metaclass=_NumberMeta):
     """Replaces `float` in the user's modules."""
 
 
@@ -81,19 +81,19 @@ def numbers_open() -> Iterator[None]:
     ``type(x) is int`` is never true, so this is used only where a first attempt failed.
     """
     own = [vars(module) for name, module in list(sys.modules.items()) if is_own(name)]
-    names = {"int": _Integer, "float": _Float}
-    added = [(held, name) for held in own for name in names if name not in held]
+    types = {"int": _Integer, "float": _Float}
+    added = [(variables, name) for variables in own for name in types if name not in variables]
     try:
-        for held, name in added:
-            held[name] = names[name]
+        for variables, name in added:
+            variables[name] = types[name]
         yield
     finally:
-        for held, name in added:
-            held.pop(name, None)
+        for variables, name in added:
+            variables.pop(name, None)
 
 
 _PASSED_ON = ("sym_node.py", "proxy_tensor.py", "non_strict_utils.py", "assertions.py", "symbolic.py")
-"""Files that pass a condition of the user's code on, as ``torch/__init__.py`` does."""
+"""Files whose code passes a condition of the user's code on, as ``torch/__init__.py`` does."""
 
 MOST = 128
 """The most conditions that one capture answers: a loop might never end."""
@@ -104,23 +104,23 @@ Line = tuple[str, int]
 
 @dataclass
 class Answers:
-    """How a capture answers conditions on values of tensors.
+    """The answers to conditions on values of tensors during a capture.
 
     Attributes:
-        usual: The answer.
-        but: Lines whose conditions have the other answer.
-        asked: The lines that asked so far.
-        numbers: Whether the code made numbers of Python from tensors, whose comparisons are answered too.
+        default: The answer to all conditions but those at `inverted` lines.
+        inverted: Lines whose conditions get the other answer.
+        asked: The lines whose conditions were answered so far.
+        numbers: Whether the code made numbers of Python from tensors. Their comparisons are answered too.
     """
 
-    usual: bool
-    but: frozenset[Line] = frozenset()
+    default: bool
+    inverted: frozenset[Line] = frozenset()
     asked: set[Line] = field(default_factory=set)
     numbers: bool = False
 
     @contextmanager
     def given(self) -> Iterator[None]:
-        """Inside, conditions of the user's code are answered, since a capture has no values."""
+        """Inside, a capture gives these answers, since it has no values."""
         original, left = SymNode.guard_bool, MOST
 
         def guard_bool(node: Any, file: str, number: int) -> bool:
@@ -133,7 +133,7 @@ class Answers:
                 if line is None or left < 0:
                     raise
                 self.asked.add(line)
-                return self.usual is not (line in self.but)
+                return self.default is not (line in self.inverted)
 
         SymNode.guard_bool = guard_bool  # type: ignore[assignment, method-assign]
         try:
@@ -144,7 +144,7 @@ class Answers:
 
 
 class _Marking(TorchFunctionMode):
-    """Inside, a capture marks tensors whose values its code reads, though no output may depend on them."""
+    """Inside, a capture marks tensors whose values Python code reads, so that they do not look unused."""
 
     def __init__(self, answers: Answers) -> None:
         super().__init__()
@@ -163,12 +163,12 @@ _READING = frozenset("__bool__ __int__ __float__ __index__ item tolist is_nonzer
 
 
 def _users_line(frame: FrameType | None) -> Line | None:
-    """Return the line of the user's code that asks; None if an operator of PyTorch needs to know a size."""
+    """Return the line of the user's code with a condition; None if an operator of PyTorch asks for a size."""
     while frame is not None:
         file = Path(frame.f_code.co_filename)
-        ours = _TORCH in file.parents or file.parent == Path(__file__).parent
-        if not (ours and file.name in _PASSED_ON) and file != _TORCH / "__init__.py":
-            return None if ours else (str(file), frame.f_lineno)
+        is_library = _TORCH in file.parents or file.parent == Path(__file__).parent
+        if not (is_library and file.name in _PASSED_ON) and file != _TORCH / "__init__.py":
+            return None if is_library else (str(file), frame.f_lineno)
         frame = frame.f_back
     return None
 

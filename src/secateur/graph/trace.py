@@ -29,7 +29,7 @@ from secateur.graph.inputs import Arguments, InputSpec, batch_size, call_argumen
 from secateur.graph.kept import Labelled
 from secateur.graph.nothing import nothing_to_prune, require_no_masks, require_plain_code
 from secateur.graph.openaxes import larger_arguments, open_inputs, with_sizes
-from secateur.graph.passes import FirstPass, Passes
+from secateur.graph.passes import FirstPass, Passes, calls_of
 from secateur.graph.programs import Programs, values_at
 from secateur.graph.views import View, further_views
 from secateur.graph.walk import keep_inputs_of, walk
@@ -213,13 +213,13 @@ def _traced(
     Args:
         model: The dense model.
         given: The user's arguments.
-        spec: What they look like.
+        spec: Their description.
         more: The user's further arguments.
         methods: Names of further methods.
         allow_inexact: See `trace`.
         head_sizes: See `trace_units`.
     """
-    more += _together(model, given, spec, more)
+    more += _pairs_of_kinds(model, given, spec, more)
     described = [InputSpec.of(*inputs, model) for inputs in more]
     other = [found for found in described if not found.is_like(spec)]
     kinds = [found for i, found in enumerate(other) if not any(map(found.is_like, other[:i]))]
@@ -240,24 +240,23 @@ def _traced(
     return replace(graph, fingerprint=mark, folded=names)
 
 
-def _together(
+def _pairs_of_kinds(
     model: nn.Module, given: Arguments, spec: InputSpec, more: Sequence[Arguments]
 ) -> list[Arguments]:
     """Combine the user's further inputs, two kinds at a time, where only both together make some calls."""
     kinds = [inputs for inputs in more if not InputSpec.of(*inputs, model).is_like(spec)]
-    known = set[Any]()
+    seen = set[Any]()
     for inputs in (given, *kinds) if kinds[1:] else ():
-        course = Passes(model, inputs).course(inputs)
-        known |= set() if course is None else course.lines | course.numbers_but_counts
+        seen |= calls_of(model, inputs) or set()
     found = []
     for (args, kwargs), (_, other) in itertools.islice(itertools.combinations(kinds, 2), PAIRS):
         switches = {k: v for k, v in other.items() if isinstance(v, bool | int | float | str | None)}
         own = {k: v for k, v in other.items() if k not in given[1] or (k in switches and v != given[1][k])}
         both = args, {**kwargs, **own}
-        course = Passes(model, both).course(both)
-        if course is not None and not (made := course.lines | course.numbers_but_counts) <= known:
+        calls = calls_of(model, both)
+        if calls is not None and not calls <= seen:
             found.append(both)
-            known |= made
+            seen |= calls
     return found
 
 
@@ -317,7 +316,7 @@ def _graph(
     *,
     allow_inexact: bool,
 ) -> Graph:
-    """Make the graph of a captured model: capture its other views, label all of them, and build groups."""
+    """Make the graph of a captured model: capture its further views, label all captures, and build groups."""
     program, batch, static = captured[0].program, captured[0].batch, captured[0].static
     views, unread = further_views(model, captured, given, spec, passes)
     others = [view.program for view in views]
@@ -325,19 +324,19 @@ def _graph(
     if larger is not None and not any(view.everywhere for view in views):
         if passes.asks_the_same(given, larger):
             resized = values_at(program, model, pytree.tree_leaves(larger))
-        if resized is None:  # the program holds sizes
+        if resized is None:  # the program has sizes as constants
             with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
                 others += [one.program for one in capture_branches(model, *larger, exact=True)]
     for one in (program, *others):
         measure_sizes(one)
-    state, tensors, learnt = walk(program, *others, resized=resized, head_sizes=spec.head_sizes)
+    state, tensors, walks = walk(program, *others, resized=resized, head_sizes=spec.head_sizes)
     keep_inputs_of(unread, state, tensors)
     assembled = assemble(state, tensors, allow_inexact=allow_inexact)
     alone = {left.group.name for left in assembled.left}
     groups = tuple(g for g in assembled.groups if g.name not in alone)
     labelled: dict[View | None, Labelled] = {None: Labelled(program, state, tuple(tensors))}
-    for view, also in zip(views, learnt, strict=False):  # what was learnt at other sizes comes last
-        labelled[view] = Labelled(view.program, also, tuple(tensors))
+    for view, other in zip(views, walks, strict=False):  # the walk over the program at other sizes comes last
+        labelled[view] = Labelled(view.program, other, tuple(tensors))
     graph = Graph(
         groups=groups,
         left=assembled.left,

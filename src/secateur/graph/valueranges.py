@@ -25,10 +25,10 @@ def widened(
 ) -> InputSpec:
     """Add to a description the ranges of values that the model takes, and whether it takes drawn values.
 
-    Integers are drawn from the whole vocabulary if the model runs on that. Negative ones that stand for
-    nothing, as -100 among labels, are left out if it runs only so. Floats are normal noise if the model runs
-    on that; if not, they lie between the smallest and the largest value of the user's own tensor.
-    Where a pass is `long`, the traced size of a single tensor of noise is not tried, since another size is.
+    Integers are drawn from the whole vocabulary if the model runs on that. Negative ones that only mark
+    positions, as -100 among labels, are left out if the model fails on them. Floats are normal noise if the
+    model runs on that; if not, they lie between the smallest and the largest value of the user's own tensor.
+    Where a pass is `long`, a single tensor of noise is tried at other sizes only, not at the traced one.
     """
     inputs = [
         node
@@ -41,12 +41,12 @@ def widened(
         if (rows := _vocabulary(node)) is not None:
             entries[name] = (0, rows - 1)
     seen = _seen_ranges(spec, given)
-    counted = {
+    not_negative = {
         name: (0, leaf.high)
         for name, leaf in spec.tensors().items()
         if isinstance(leaf.low, int) and leaf.high is not None and leaf.low < 0 <= leaf.high
     } | entries
-    options = [entries, {}, counted, {**seen, **entries}, seen, {**seen, **counted}]
+    options = [entries, {}, not_negative, {**seen, **entries}, seen, {**seen, **not_negative}]
     for changes in [option for i, option in enumerate(options) if option not in options[:i]]:
         trial = spec.with_ranges(changes)
         examples = trial.examples(device=device)
@@ -69,7 +69,7 @@ def _seen_ranges(spec: InputSpec, given: Arguments) -> dict[str, Range]:
     return found
 
 
-_SAME = (
+_SAME_VALUES = (
     "to",
     "clone",
     "contiguous",
@@ -94,6 +94,6 @@ def _vocabulary(node: fx.Node) -> int | None:
             table = user.args[0]
             if name.startswith("aten.embedding.") and isinstance(table, fx.Node):
                 found.append(int(table.meta["val"].shape[0]))
-            elif any(name.startswith((f"aten.{n}.", f"aten._{n}_copy.")) for n in _SAME):
+            elif any(name.startswith((f"aten.{n}.", f"aten._{n}_copy.")) for n in _SAME_VALUES):
                 pending.append(user)
     return min(found, default=None)

@@ -7,7 +7,6 @@ import itertools
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any
 
 import torch
@@ -20,25 +19,26 @@ from secateur.common.models import device_of
 from secateur.errors import CaptureError, SettingError
 from secateur.graph.branches import capture_branches
 from secateur.graph.capture import Capture
+from secateur.graph.frames import codes_in
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, resized, samples_of
 from secateur.graph.leaf import Place
 from secateur.graph.modes import PLAIN, Mode
 from secateur.graph.nodes import lifted, tensor_of
 from secateur.graph.omissions import Omissions
 from secateur.graph.openaxes import larger_arguments
-from secateur.graph.passes import Passes
+from secateur.graph.passes import Passes, calls_of
 
 _LOG = logging.getLogger(__name__)
 
 TRIES = 32
-"""With how many other values of integer inputs a model is run, if its sizes depend on them."""
+"""The most other values of integer inputs that a model is run with, if its sizes depend on them."""
 VALUES = 4
-"""With the most other values for which it is captured."""
+"""The most of these values that it is captured with."""
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One more captured way to run a model.
+    """A further capture of a model, that runs it in another way than the first.
 
     Attributes:
         program: The captured program.
@@ -46,9 +46,9 @@ class View:
         training: Whether the model was in training mode.
         method: The method that was called; empty for ``forward``.
         everywhere: Whether every axis that may vary has another size than in the first capture.
-        mode: PyTorch's mode, which decides what the model's code does.
+        mode: PyTorch's mode during the capture.
         other_answer: Whether conditions on values of tensors have other answers than in the capture before.
-        answer: With `other_answer`: what all of them were answered with; see `Capture`.
+        answer: With `other_answer`: the one answer to all of them; None if they have several.
     """
 
     program: ExportedProgram
@@ -74,8 +74,8 @@ class Method(nn.Module):
 
 
 @contextlib.contextmanager
-def _if_it_can(what: str) -> Iterator[None]:
-    """Go on where a capture fails, and log why. `verify` still runs the model so."""
+def _unless_it_fails(what: str) -> Iterator[None]:
+    """Go on without a capture that fails, and log why. `verify` still compares the models there."""
     try:
         yield
     except CaptureError as error:
@@ -112,36 +112,40 @@ def further_views(
     unread = _tensors(program) - _read(program)
     others = {p: axis.other for axis in spec.open for p in axis.places} if spec.together else {}
     traced: list[tuple[str, dict[Place, int]]] = []
-    first = passes.course(given if batch == batch_size(given) else samples_of(given, [0] * batch))
+    first = passes.path_of(given if batch == batch_size(given) else samples_of(given, [0] * batch))
     if batch != batch_size(given):
-        here = passes.course(given)
-        traced += [("", {})] if here is not None and first is not None and here.lines != first.lines else []
+        here = passes.path_of(given)
+        traced += (
+            [("", {})]
+            if here is not None and first is not None and here.distinct_calls != first.distinct_calls
+            else []
+        )
     omissions = Omissions(model, program, passes, given, first)
-    for _, sizes in [*traced, *spec.other_courses()]:
+    for _, sizes in [*traced, *spec.other_path_sizes()]:
         arguments, wide = resized(spec, given, sizes), resized(spec, given, {**others, **sizes})
-        here, there = passes.course(arguments), passes.course(wide)
+        here, there = passes.path_of(arguments), passes.path_of(wide)
         # If the other axes are changed as well, the code may do something else again. Then they stay.
-        everywhere = here is not None and there is not None and here.lines == there.lines
-        taken = wide if everywhere else arguments
+        everywhere = here is not None and there is not None and here.distinct_calls == there.distinct_calls
+        used = wide if everywhere else arguments
         if omissions.explain(arguments, (wide, arguments) if everywhere else (arguments,)):
             continue
-        with _if_it_can(f"the pass at sizes {sizes}"):
-            found = capture_branches(model, *taken, exact=True)
-            views += _views(found, taken, everywhere=everywhere and bool(others))
+        with _unless_it_fails(f"the pass at sizes {sizes}"):
+            found = capture_branches(model, *used, exact=True)
+            views += _views(found, used, everywhere=everywhere and bool(others))
             omissions.captured(arguments)
     for other in spec.also:
         arguments = other.example(device=device_of(model))
         found = capture_branches(model, *arguments, exact=True)
         views += _views(found[:1], arguments)
         if (larger := larger_arguments(other, arguments, None)) is not None:
-            with _if_it_can("the pass with larger arguments"):
+            with _unless_it_fails("the pass with larger arguments"):
                 views += _views(capture_branches(model, *larger, exact=True), larger)
         views += further_views(model, found, arguments, other, Passes(model, arguments))[0]
     for mode in passes.other_modes():
-        taken = mode.cast(given)
-        with _if_it_can(f"the pass in {mode}"), mode.on(model):
-            found = capture_branches(model, *taken, exact=True, gradients=mode.gradients)
-            views += _views(found, taken, mode=mode)
+        used = mode.cast(given)
+        with _unless_it_fails(f"the pass in {mode}"), mode.on(model):
+            found = capture_branches(model, *used, exact=True, gradients=mode.gradients)
+            views += _views(found, used, mode=mode)
     unread = unread.difference(*(_read(view.program) for view in views))
     for name in spec.methods:
         if not callable(getattr(model, name, None)):
@@ -155,17 +159,17 @@ def further_views(
         views += _views(found, given, method=name)
         unread = unread.difference(*(_read(one.program) for one in found))
     if spec.training or (unread and spec.training is None):
-        with _if_it_can("training mode"):
+        with _unless_it_fails("training mode"):
             # One sample has no variance, which batch norms in training mode need.
-            taken = samples_of(given, [0] * batch) if batch != batch_size(given) else given
-            found = capture_branches(model, *taken, training=True, exact=True)
+            used = samples_of(given, [0] * batch) if batch != batch_size(given) else given
+            found = capture_branches(model, *used, training=True, exact=True)
             read = set[int]().union(*(_read(one.program) for one in found))
             if spec.training or unread & read:
-                views += _views(found, taken, training=True)
+                views += _views(found, used, training=True)
                 unread -= read
     for train_sizes in spec.training_at:
         arguments = resized(spec, given, spec.at(train_sizes))
-        with _if_it_can(f"training mode at sizes {train_sizes}"):
+        with _unless_it_fails(f"training mode at sizes {train_sizes}"):
             found = capture_branches(model, *arguments, training=True, exact=True)
             views += _views(found, arguments, training=True)
     return views, [n for n in _names(program, unread) if _is_named(model, n)]
@@ -181,25 +185,19 @@ def _other_values(model: nn.Module, given: Arguments, numbers: Collection[int]) 
     """
     leaves, spec = pytree.tree_flatten(given)
     found: list[View] = []
-    known = _made(model, given) if numbers else None
-    if known is None:
+    captured = calls_of(model, given) if numbers else None
+    if captured is None:
         return found
     changes = itertools.product(_CHANGES, [*([number] for number in numbers), list(numbers)])
     for change, chosen in itertools.islice(changes, TRIES):
         changed = [change(v.long()).to(v.dtype) if k in chosen else v for k, v in enumerate(leaves)]
         arguments: Arguments = pytree.tree_unflatten(changed, spec)
-        made = _made(model, arguments)
-        if made is not None and not made <= known and len(found) < VALUES:
-            known |= made
-            with _if_it_can("the pass with other values"):
+        calls = calls_of(model, arguments)
+        if calls is not None and not calls <= captured and len(found) < VALUES:
+            captured |= calls
+            with _unless_it_fails("the pass with other values"):
                 found += _views(capture_branches(model, *arguments, exact=True), arguments)
     return found
-
-
-def _made(model: nn.Module, arguments: Arguments) -> frozenset[Any] | None:
-    """Return the calls that a model makes, with their numbers; None where it fails."""
-    course = Passes(model, arguments).course(arguments)
-    return None if course is None else course.lines | course.numbers_but_counts
 
 
 _CHANGES: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
@@ -212,7 +210,7 @@ _CHANGES: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     lambda v: v * 2,
     torch.zeros_like,
 )
-"""How other values are made of those of the trace."""
+"""Functions that make other values of those of the trace."""
 
 
 def _views(found: Sequence[Capture], arguments: Arguments, **options: Any) -> list[View]:
@@ -230,19 +228,19 @@ _INDIRECT = frozenset(
 
 
 def _is_named(model: nn.Module, name: str) -> bool:
-    """Whether some method may read a tensor, because methods name it and each module on the way to it.
+    """Whether some method may read a tensor: methods name the tensor, and each module that it is inside.
 
     The forward pass counts too, since a branch that did not run may read the tensor. PyTorch's own modules
     are assumed to read all that they hold.
     """
-    holder, seen = model, set[str]()
+    owner, seen = model, set[str]()
     for attribute in name.split("."):
-        names = _names_of(type(holder))
+        names = _names_of(type(owner))
         seen |= names
-        own = type(holder).__module__.startswith("torch.")
+        own = type(owner).__module__.startswith("torch.")
         if not (own or attribute in seen or names & _INDIRECT):
             return False
-        holder = getattr(holder, attribute)
+        owner = getattr(owner, attribute)
     return True
 
 
@@ -257,12 +255,7 @@ def _names_of(cls: type) -> set[str]:
     codes = (
         getattr(getattr(v, "fget", v), "__code__", None) for k, v in functions.items() if k != "__init__"
     )
-    return set[str]().union(*(_names_in(code) for code in codes if code is not None))
-
-
-def _names_in(code: CodeType) -> set[str]:
-    inner = (c for c in code.co_consts if isinstance(c, CodeType))
-    return set(code.co_names).union(*map(_names_in, inner))
+    return {name for code in codes if code is not None for inner in codes_in(code) for name in inner.co_names}
 
 
 def _tensors(program: ExportedProgram) -> set[int]:

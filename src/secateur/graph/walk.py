@@ -21,7 +21,7 @@ from secateur.graph.splits import decide
 from secateur.graph.writes import dead_nodes, erase, is_read_by_code, written_through
 
 UNREAD = "which no captured pass reads"
-"""Why inputs of a tensor stay whole that only other code than was captured reads."""
+"""Why the inputs of a tensor stay whole if only code that was not captured reads the tensor."""
 
 _FOLD_LIMIT = 1 << 20
 """Largest constant that is computed while tracing. [elements]"""
@@ -57,9 +57,9 @@ def walk(
 
     If the first walk meets splits that labels do not decide, a second walk follows.
 
-    Operators whose results nothing reads still tie labels, because the model's own code runs them and would
-    fail. They neither freeze nor mix, since they change no result. In the end they are removed from the
-    programs.
+    Operators whose results nothing reads still tie labels: the model's own code runs them, and would fail
+    if their sizes did not fit. They neither freeze nor mix, since they change no result. In the end they are
+    removed from the programs.
 
     Args:
         program: The captured program.
@@ -77,27 +77,27 @@ def walk(
     if state.splits or state.unmerged or state.matched:
         choices, sized = decide(state)
         state, tensors = _propagate(program, Walk(choices, head_sizes=head_sizes, sized=sized), {})
-    learnt = [walk_into(other, state.beside(), program, tensors) for other in others]
+    walks = [walk_into(other, state.for_other_program(), program, tensors) for other in others]
     if resized is not None:
-        with _giving(program, resized):
-            walk_into(program, state.beside(), program, tensors)
-    for captured, found in ((program, state), *zip(others, learnt, strict=True)):
+        with _with_values(program, resized):
+            walk_into(program, state.for_other_program(), program, tensors)
+    for captured, found in ((program, state), *zip(others, walks, strict=True)):
         dead = dead_nodes(captured.graph)
         found.values = {node: value for node, value in found.values.items() if node not in dead}
         erase(captured.graph_module, dead)
-    return state, tensors, learnt
+    return state, tensors, walks
 
 
 @contextmanager
-def _giving(program: ExportedProgram, values: Mapping[fx.Node, Any]) -> Iterator[None]:
-    """Inside, the nodes of a program are recorded as giving other values."""
-    known = {node: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+def _with_values(program: ExportedProgram, values: Mapping[fx.Node, Any]) -> Iterator[None]:
+    """Inside, the nodes of a program have other recorded values."""
+    before = {node: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
     try:
-        for node in known:
+        for node in before:
             node.meta["val"] = values[node]
         yield
     finally:
-        for node, value in known.items():
+        for node, value in before.items():
             node.meta["val"] = value
 
 
@@ -120,15 +120,16 @@ def _propagate(
     for node, kind, target in lifted(program):
         if kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR) and target is not None:
             tensor = tensor_of(program, target)
-            known = tensors.get(id(tensor))
-            if known is None:
+            labelled = tensors.get(id(tensor))
+            if labelled is None:
                 axes = tuple(
-                    state.store.fresh(n, held=True) if n > 1 else np.zeros(n, np.int64)
+                    state.store.fresh(n, of_parameter=True) if n > 1 else np.zeros(n, np.int64)
                     for n in shape_of(node)
                 )
-                known = tensors[id(tensor)] = Tensor(target, node, kind is InputKind.PARAMETER, axes)
-            state.values[node] = known.axes
-            state.names[node] = known.name
+                is_parameter = kind is InputKind.PARAMETER
+                labelled = tensors[id(tensor)] = Tensor(target, node, is_parameter, axes)
+            state.values[node] = labelled.axes
+            state.names[node] = labelled.name
             if kind is not InputKind.PARAMETER:
                 state.constants[node] = tensor
             state.weights.add_parameter(node)
@@ -157,7 +158,7 @@ def _propagate(
 
 
 def _visit(node: fx.Node, state: Walk) -> Value:
-    """Return the labels of what a node gives. An operator that no rule can follow freezes what it reads."""
+    """Return the labels of a node's output. An operator that no rule can follow freezes its inputs."""
     if is_read_by_code(node):
         return _unknown(node, Reason("values that decide how its code goes on", where(node)), state)
     value = node.meta.get("val")
@@ -170,9 +171,7 @@ def _visit(node: fx.Node, state: Walk) -> Value:
     try:
         result = found(Op(node, state))
         _check(result, value)
-    except (
-        Exception
-    ) as error:  # a rule that fails freezes what it was given: less is pruned, but nothing wrongly
+    except Exception as error:  # a rule that fails freezes its inputs: less is pruned, but nothing wrongly
         reason = Reason(f"the rule for {operator_name(node)} cannot follow this call: {error}", where(node))
         return _unknown(node, reason, state)
     return result
@@ -252,18 +251,18 @@ def _check(result: Value, value: Any) -> None:
 
 
 def keep_inputs_of(unread: Sequence[str], walk: Walk, tensors: list[Tensor]) -> None:
-    """Freeze whatever may feed tensors that no captured pass reads.
+    """Freeze whatever may be an input of tensors that no captured pass reads.
 
-    Nothing shows what does, so every axis that is as long as one of theirs is frozen.
+    Which units these tensors read is unknown. So every axis that is as long as one of their axes is frozen.
     """
-    left = set(unread)
+    names = set(unread)
     sizes: dict[int, str] = {}
     for tensor in tensors:
-        if tensor.name in left:
+        if tensor.name in names:
             for axis in tensor.axes:
                 sizes.setdefault(len(axis), tensor.name)
     for tensor in tensors:
-        for axis in tensor.axes if tensor.name not in left else ():
+        for axis in tensor.axes if tensor.name not in names else ():
             name = sizes.get(len(axis))
             if name is not None and len(axis) > 1:
                 what = f"may feed {name}, {UNREAD}"

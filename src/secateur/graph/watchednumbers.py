@@ -11,34 +11,35 @@ from typing import TYPE_CHECKING, Any, cast
 from secateur.graph.frames import in_pytorch, line_of_user
 
 if TYPE_CHECKING:
-    from secateur.graph.courses import Course
+    from secateur.graph.executionpath import ExecutionPath
 
 TABLE = 4
 """A remainder with at most this many values counts as compared, since it may choose from a table."""
 
-_TURNS = {"lt": (0, -1), "le": (1, 0), "gt": (0, 1), "ge": (-1, 0), "eq": (1, 0), "ne": (0, 1)}
-"""What to add to the other number for a size with another outcome: if the comparison is true, or false."""
+_FLIPS = {"lt": (0, -1), "le": (1, 0), "gt": (0, 1), "ge": (-1, 0), "eq": (1, 0), "ne": (0, 1)}
+"""What to add to the other number to get one with another outcome: if the comparison is true, or false."""
 
 
 class Watched:
-    """A number that follows from sizes. The course that made it notes comparisons in the user's code.
+    """A number that follows from sizes. Comparisons in the user's code are noted by its recorder.
 
-    Numbers computed from it are watched too, except those of ``int(number)``, which Python makes itself.
+    The recorder is the `ExecutionPath` of the running pass, or another object with its method `note`. Numbers
+    computed from this one are watched too, except those of ``int(number)``, which Python makes itself.
     """
 
-    course: Course
+    recorder: ExecutionPath
     period: int
     """The divisor of a remainder; 0 for other numbers."""
 
     def __neg__(self) -> Any:
-        return watched(-plain(self), self.course)
+        return watched(-plain(self), self.recorder)
 
     def note(self, name: str, other: Any, *, outcome: bool) -> None:
         """Record the outcome of a comparison with another number, if it is in the user's code."""
         frame = sys._getframe(2)
         if not in_pytorch(frame):
-            place, turning = (line_of_user(frame), frame.f_lasti), plain(other) + _TURNS[name][not outcome]
-            self.course.note(place, plain(self), turning, outcome, period=self.period)
+            place, flips_at = (line_of_user(frame), frame.f_lasti), plain(other) + _FLIPS[name][not outcome]
+            self.recorder.note(place, plain(self), flips_at, outcome, period=self.period)
 
 
 class Size(Watched, int):
@@ -54,7 +55,7 @@ class Size(Watched, int):
         if not in_pytorch(frame):
             for number in constants(frame.f_code.co_consts):
                 same = int(self) == number
-                self.course.note((line_of_user(frame), -number), int(self), number + same, same)
+                self.recorder.note((line_of_user(frame), -number), int(self), number + same, same)
         return int.__hash__(self)
 
 
@@ -64,27 +65,27 @@ class Ratio(Watched, float):
     __hash__ = float.__hash__
 
     def __floor__(self) -> Any:
-        return watched(math.floor(float(self)), self.course)
+        return watched(math.floor(float(self)), self.recorder)
 
     def __ceil__(self) -> Any:
-        return watched(math.ceil(float(self)), self.course)
+        return watched(math.ceil(float(self)), self.recorder)
 
     def __round__(self, digits: Any = None) -> Any:
-        return watched(round(float(self), digits), self.course)
+        return watched(round(float(self), digits), self.recorder)
 
 
-def watched(value: Any, course: Course, period: int = 0) -> Any:
-    """Return a number that `course` watches. Other values are returned as they are."""
+def watched(value: Any, recorder: ExecutionPath, period: int = 0) -> Any:
+    """Return a number whose comparisons `recorder` notes. Other values are returned as they are."""
     kind = {int: Size, float: Ratio}.get(type(value))
     if kind is None:
         return value
     new = kind(value)
-    new.course, new.period = course, period
+    new.recorder, new.period = recorder, period
     return new
 
 
 def plain(value: Any) -> Any:
-    """Return the same number without the course."""
+    """Return the same number without the recorder."""
     return int(value) if isinstance(value, int) else float(value)
 
 
@@ -111,19 +112,19 @@ def _computed(name: str, base: type, *, reflected: bool) -> Callable[..., Any]:
             return usual(self, other, *rest)
         one, two = plain(self), plain(other)
         value = compute(two, one) if reflected else compute(one, two)
-        theirs = getattr(other, "course", self.course)
-        course = theirs if getattr(theirs, "prevails", False) else self.course
+        second = getattr(other, "recorder", self.recorder)
+        recorder = second if getattr(second, "prevails", False) else self.recorder
         period = two if name == "mod" and not reflected and type(value) is int else 0
         if 1 < period <= TABLE:
             frame = sys._getframe(1)
-            self.course.note((line_of_user(frame), frame.f_lasti), value, value + 1, value)
-        return watched(value, course, period)
+            self.recorder.note((line_of_user(frame), frame.f_lasti), value, value + 1, value)
+        return watched(value, recorder, period)
 
     return computed
 
 
 for _kind, _base in cast("list[tuple[type, type]]", [(Size, int), (Ratio, float)]):
-    for _name in _TURNS:
+    for _name in _FLIPS:
         setattr(_kind, f"__{_name}__", _comparison(_name, _base))
     for _name in ("add", "sub", "mul", "floordiv", "mod", "truediv", "pow"):
         for _reflected in (False, True):
@@ -131,7 +132,7 @@ for _kind, _base in cast("list[tuple[type, type]]", [(Size, int), (Ratio, float)
             setattr(_kind, _method, _computed(_name, _base, reflected=_reflected))
 
 
-def constants(held: Iterable[Any]) -> list[int]:
+def constants(values: Iterable[Any]) -> list[int]:
     """Return the integers above 1 among the constants of code, also in sets and tuples."""
-    inner = (constants(v) for v in held if isinstance(v, tuple | frozenset))
-    return [v for v in held if type(v) is int and v > 1] + [v for vs in inner for v in vs]
+    inner = (constants(v) for v in values if isinstance(v, tuple | frozenset))
+    return [v for v in values if type(v) is int and v > 1] + [v for vs in inner for v in vs]

@@ -22,7 +22,7 @@ CHOICES = (
 """How far code was tried that a trace at one size, with one set of values, does not run."""
 
 NO_OTHER = "there was no other size to try"
-HELD = "the dense model takes others, the captured program does not"
+FIXED_BY_CAPTURE = "the dense model takes others, the captured program does not"
 """Reasons for a fixed axis that are not errors of the dense model."""
 
 _REFUSES = "the captured program raises InputError at a size that it does not know"
@@ -83,7 +83,11 @@ def _why(axis: FixedAxis) -> str:
     if axis.where:
         place, _, code = axis.where.partition(": ")
         return f"because of line {place}, `{code}`"
-    return axis.reason if axis.reason in (NO_OTHER, HELD) else "the dense model failed at the others tried"
+    return (
+        axis.reason
+        if axis.reason in (NO_OTHER, FIXED_BY_CAPTURE)
+        else "the dense model failed at the others tried"
+    )
 
 
 def _untried(spec: InputSpec) -> str:
@@ -99,7 +103,7 @@ def _untried(spec: InputSpec) -> str:
 
 
 def _switches(spec: InputSpec) -> str:
-    """Name the arguments of which no other value, or only some, were tried."""
+    """Name the arguments of which no other value was tried, or only some values."""
     counts = spec.switches()
     names = [f"`{_input(name)}`" for name, count in counts.items() if count == 1]
     more = [f"`{_input(n)}` was tried with {c} values only" for n, c in counts.items() if c > 1]

@@ -30,7 +30,7 @@ from secateur.targets.lowrank.opened import GRANULARITIES as RANKS
 from secateur.targets.lowrank.opened import opened
 from secateur.targets.units.module_form.mended import mend
 from secateur.targets.units.module_form.module import smaller_module
-from secateur.targets.units.module_form.realise import understood
+from secateur.targets.units.module_form.realise import find_changes
 from secateur.targets.units.record import Record, attach, record_of
 from secateur.targets.units.tensors import check_positions
 
@@ -199,7 +199,7 @@ def _smaller(model: nn.Module, record: Record) -> nn.Module:
         if record.captured:
             exact = all(g.exact for g in plan.groups)
             graph = retrace(model, plan.inputs, arguments(), allow_inexact=not exact)
-            _, codes = understood(model, graph, plan)
+            _, codes = find_changes(model, graph, plan)
             mend(small, codes)
     return attach(small, record)
 

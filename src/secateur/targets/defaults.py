@@ -1,4 +1,4 @@
-"""What a rule's name stands for where experts or blocks are decided on: signals that these have."""
+"""The rule that a name means for experts, or for blocks: with signals that these have."""
 
 from __future__ import annotations
 

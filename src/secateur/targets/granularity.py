@@ -1,4 +1,4 @@
-"""Which function does the work for what is removed: one table for `trace`, `score`, `apply` and so on."""
+"""Which function does the work for a granularity: one table for `trace`, `score`, `apply` and so on."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ MODULES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
     }
 )
-"""For what is no unit, the modules with functions of these names. They are imported when they are needed."""
+"""Granularity -> name of a function -> the module with it. Modules are imported when they are needed."""
 
 UNITS = frozenset({"unit", "head_size", "unit+head_size", "rank", "unit+rank"})
-"""What is removed as units of a `Graph`. Only the trace tells them apart."""
+"""What is removed as units of a `Graph`. Only their traces differ."""
 
 _NOT_RESUMED = "this pass cannot be resumed"
 _BY_BLOCK = "only single weights can be scored block by block"
@@ -102,12 +102,12 @@ REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
             "by_block": _BY_BLOCK,
         },
         ("score", "block"): {
-            "memory": "what is held is a few numbers for each block",
+            "memory": "only a few numbers are kept for each block",
             **dict.fromkeys(("checkpoint", "checkpoint_every"), _NOT_RESUMED),
             "by_block": _BY_BLOCK,
         },
         ("score", "weight"): {
-            "memory": "what is held is a few numbers for each weight",
+            "memory": "only a few numbers are kept for each weight",
             **dict.fromkeys(("checkpoint", "checkpoint_every"), _NOT_RESUMED),
         },
         ("apply", "unit"): {"renormalise": "only routers of experts have such a setting"},
@@ -161,14 +161,15 @@ REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
         },
     }
 )
-"""By function and granularity, the options that it does not have, with the reason."""
+"""(Function, granularity) -> the options that mean nothing there -> the reason."""
 
 
 def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function for units also do its work for what is no unit, by the function of `MODULES`.
+    """Let a function for units pass calls for another granularity on to the function in `MODULES`.
 
     Args:
-        told_by: The argument that tells what is removed: its name, a graph, a plan or a pruned model.
+        told_by: The name of the argument that tells the granularity: that of the granularity itself, or of a
+            graph, a plan or a pruned model.
     """
 
     def wrap(function: Callable[P, R]) -> Callable[P, R]:
@@ -213,7 +214,7 @@ def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def named(function: str, granularity: Any) -> str:
-    """What a user asks to remove: a name, or several in any order, as "unit+expert".
+    """Return the granularity that a user asks for: a name, or several joined, as "unit+expert".
 
     Raises:
         SettingError: It is neither.
@@ -229,7 +230,7 @@ def named(function: str, granularity: Any) -> str:
 
 
 def granularity_of(value: Any) -> str:
-    """What is removed, told by a graph, a plan, or a model that `apply` returned."""
+    """Return the granularity of a graph, a plan, or a model that `apply` returned."""
     if isinstance(value, nn.Module):
         from secateur.targets.units.record import record_of  # which imports functions that this module wraps
 
@@ -238,7 +239,7 @@ def granularity_of(value: Any) -> str:
 
 
 def refusal(where: str, granularity: str, why: str) -> SettingError:
-    """The error for an option that means nothing for a granularity."""
+    """Make the error for an option that means nothing for a granularity."""
     return SettingError(
         f"{where}: expected no such setting with granularity {granularity!r}: {why}. Leave it out."
     )
@@ -253,7 +254,8 @@ def _other(name: str, granularity: str) -> Callable[..., Any]:
     if name not in MODULES.get(granularity, {}):
         known = ["unit", *(other for other, modules in MODULES.items() if name in modules)]
         raise SettingError(
-            f"{name}: expected granularity {' or '.join(map(repr, known))}, got {granularity!r}."
+            f"{name}: expected granularity {' or '.join(map(repr, known))}, got {granularity!r}. Choose "
+            f"one of these."
         )
     found: Callable[..., Any] = getattr(import_module(MODULES[granularity][name]), name)
     return found

@@ -92,7 +92,7 @@ def test_stages_form_one_group_and_what_changes_the_shape_is_left() -> None:
         *("layer2.1", "layer2.2"),
     ]
     assert [(left.group.name, left.reason) for left in graph.left] == [
-        ("layer2.0", "what it gives has not the shape of what it reads")
+        ("layer2.0", "its output does not have the shape of an input")
     ]
 
 
@@ -171,7 +171,7 @@ def test_what_training_mode_returns_keeps_its_parts() -> None:
 def test_lists_that_are_read_by_constants_keep_their_length() -> None:
     model, inputs = make("indexed")
     graph = traced(model, inputs)
-    assert graph.ways == {"blocks": "pass"}
+    assert graph.removals == {"blocks": "pass"}
     plan = sc.Plan.build(graph, {"blocks": np.array([True, False, True, True])}, allocator="hand")
     small: Any = sc.apply(model, plan, graph=graph)
     assert len(small.blocks) == 4

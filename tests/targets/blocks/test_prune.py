@@ -269,7 +269,7 @@ def test_every_kind_of_batch_in_the_data_is_compared(kind: type[nn.Module]) -> N
     scale = 20.0 if kind is ByValue else 1.0
     data = [torch.randn(8, 4, 6), *(scale * torch.randn(8, n, 6) for n in (12, 4, 12, 8, 12))]
     graph = sc.trace(model, data[0], granularity="block", more_inputs=data[1:])  # type: ignore[call-overload]
-    assert graph.ways == {"blocks": "pass"}
+    assert graph.removals == {"blocks": "pass"}
     result = sc.prune(
         model, data, sc.Budget(blocks=0.5), "uniform", "block", repair=None,
         measure_latency=False, progress=False,

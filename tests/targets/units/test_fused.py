@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import secateur as sc
-from tests.targets.units.later_calls.test_held import pruned
+from tests.targets.units.later_calls.test_callcheck import pruned
 
 
 class Block(nn.Module):

@@ -21,8 +21,8 @@ from secateur.targets.units.compare import run
 from secateur.targets.units.module_form.configuration import (
     LAYERS,
     has_configuration,
-    holders_of,
     named,
+    nested_configurations,
     quietly,
 )
 from secateur.targets.units.module_form.reading import (
@@ -92,7 +92,7 @@ def _unsaid(model: nn.Module) -> str:
     elif len(steps) == 1 and (step := steps.pop()) >= 2 and step.denominator == 1:
         ask = f"Keep a multiple of {step} units of each (sc.Limits(round_to={step}))"
     elif not gap.paths:
-        heads = {named(held, "num_attention_heads") for _, held in holders_of(model.config)}
+        heads = {named(held, "num_attention_heads") for _, held in nested_configurations(model.config)}
         why = "no field of it does"
         if any(group.size in heads for group in groups):
             why += ": these heads are hidden_size / num_attention_heads wide, and no head_dim is read"

@@ -23,7 +23,7 @@ Axes = tuple[Labels, ...]
 Value = Axes | list[Any] | None
 """The labels of what a node gives: of a tensor, of each of several outputs, or None for anything else."""
 
-COMPUTED = "forward computes its weight, so zeros in its parameters do not silence a unit"
+COMPUTED = "forward computes its weight, so zeros in its parameters do not make a unit zero"
 """Why a layer mixes units if its weight is ``w + 1`` or ``exp(w)`` of a parameter ``w``."""
 
 UNSILENCED = "sums products of activations that zeros in the weights of a unit do not silence"
@@ -120,7 +120,7 @@ class Walk:
     matched: list[Labels] = field(default_factory=list)
     dimensions: list[Labels] = field(default_factory=list)
 
-    def beside(self) -> Walk:
+    def for_other_program(self) -> Walk:
         """Return a walk over another program of the model, with the same labels, roles and reasons."""
         return Walk(
             self.choices or {},
@@ -242,8 +242,8 @@ class Op:
             return
         self.walk.matched.append(labels)
         self.walk.dimensions.append(labels)
-        undecided = self.walk.choices is None  # the axes of splits still have trial labels
-        if not undecided and not any(silenced(self.walk, operand, labels) for operand in operands):
+        is_first_walk = self.walk.choices is None  # the axes of splits still have trial labels
+        if not is_first_walk and not any(silenced(self.walk, operand, labels) for operand in operands):
             self.store.mix(labels, self.because(UNSILENCED))
 
     def role(self, labels: Labels, bit: int) -> None:
@@ -262,18 +262,18 @@ class Op:
             return
         roots = np.unique(self.store.find(labels[labels > 0]))
 
-        # The units lie along those axes of a parameter that hold all of them.
-        def holding(parameter: fx.Node) -> list[Labels]:
+        # The units lie along those axes of a parameter that have all of them.
+        def axes_with_all(parameter: fx.Node) -> list[Labels]:
             return [a for a in self.axes(parameter) if np.isin(roots, self.store.find(a)).all()]
 
-        origins = self.walk.weights.vanishing(weight, lambda parameter: bool(holding(parameter)))
+        origins = self.walk.weights.vanishing(weight, lambda parameter: bool(axes_with_all(parameter)))
         if origins is None:
             self.store.mix(labels, self.because(COMPUTED))
         if origins is not None or self.is_weight(weight):
             self.role(labels, CONSUME)
         for parameter in origins or ():
-            axes = holding(parameter)
-            # A square parameter can hold the same units along both axes. The one with these labels reads.
+            axes = axes_with_all(parameter)
+            # A square parameter can have the same units along both axes. The one with these labels reads.
             own = [a for a in axes if np.isin(a[a > 0], labels).any()]
             for axis in own or axes:
                 self.role(axis[np.isin(self.store.find(axis), roots)], CONSUME)

@@ -61,18 +61,18 @@ def _merge(op: Op, axes: list[Labels]) -> Labels:
     """
     if len(axes) == 1:
         return axes[0]
-    held = [op.store.held(axis) for axis in axes]
-    live = [op.store.may_go(axis) for axis in axes]
-    if op.walk.choices is None and sum(held) > 1:
+    of_parameter = [op.store.is_of_parameter(axis) for axis in axes]
+    live = [op.store.may_be_removed(axis) for axis in axes]
+    if op.walk.choices is None and sum(of_parameter) > 1:
         # In the first walk the axes of splits still have trial labels. Freezing one of them here would decide
         # the split by accident. So the merged axis gets new labels, and the second walk decides.
         op.walk.unmerged = True
         return op.store.fresh(product(len(a) for a in axes))
     # Of several axes that belong to parameters, the outermost carries the units: heads, not head size.
-    ranks = [(held[i], live[i], bool(axes[i].any()), -i) for i in range(len(axes))]
+    ranks = [(of_parameter[i], live[i], bool(axes[i].any()), -i) for i in range(len(axes))]
     carrying = max(range(len(axes)), key=ranks.__getitem__)
     for i, axis in enumerate(axes):
-        if i != carrying and held[i]:
+        if i != carrying and of_parameter[i]:
             op.freeze(axis, "merged into one axis with another that holds units")
         elif i != carrying:
             op.store.freeze(axis, 0)
@@ -92,7 +92,7 @@ def _split(op: Op, labels: Labels, sizes: list[int], first: int) -> list[Labels]
         op: The call.
         labels: The labels of the old axis.
         sizes: The sizes of the new axes.
-        first: The number of the first new axis. It tells several splits of one call apart.
+        first: The number of the first new axis, since one call may split several axes.
     """
     if len(sizes) == 1:
         return [labels]
@@ -121,7 +121,7 @@ def _alike(op: Op, labels: Labels, sizes: list[int], axis: int) -> Labels:
     """
     lines = np.moveaxis(op.store.find(labels).reshape(sizes), axis, 0).reshape(sizes[axis], -1)
     parts, which = np.unique(lines, axis=0, return_inverse=True)
-    return op.store.fresh(len(parts), held=True)[which.ravel()]
+    return op.store.fresh(len(parts), of_parameter=True)[which.ravel()]
 
 
 @rule("aten.permute.default", "aten.movedim.int", "aten.movedim.intlist", "aten.transpose.int")

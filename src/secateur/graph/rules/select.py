@@ -49,7 +49,7 @@ def split(op: Op) -> list[Axes]:
 
 @rule("aten.unbind.int")
 def unbind(op: Op) -> list[Axes]:
-    """Take an axis apart into its positions. All of them stay, since the code names each of them."""
+    """Return each position of an axis as an output of its own. All stay, since the code names each one."""
     x = op.axes(op["self"])
     dim = op.integer("dim") % len(x)
     op.freeze(x[dim], "taken apart position by position")

@@ -154,7 +154,7 @@ class Blocks(Target):
     def _paths_after(self, so_far: Plan) -> dict[str, str]:
         """By the path of each block that is left in the dense model, its path after these rounds."""
         before = removed_paths(so_far)
-        passing = [path for path in before if self.graph.ways.get(path.rpartition(".")[0]) == "pass"]
+        passing = [path for path in before if self.graph.removals.get(path.rpartition(".")[0]) == "pass"]
         return names_after(
             self.task.model, [block.path for block in self.graph.all_blocks()], before, passing
         )

@@ -115,7 +115,7 @@ class Units(Target):
             self.task.loss_fn is not None
             or self.task.metric is not None
             or any(
-                not programs.begins_with(b.args, b.kwargs)
+                not programs.first_is_right(b.args, b.kwargs)
                 for part in (self.task.fit, self.task.held)
                 for b in part
             )

@@ -67,7 +67,7 @@ def apply(
     graph = graph or _traced(model, plan, example_inputs)
     plan.check_graph(graph)
     blocks = removed_blocks(graph, plan)
-    small, passing, sizes = carried_out(model, blocks, graph.ways)
+    small, passing, sizes = carried_out(model, blocks, graph.removals)
     stand_ins = {b.path: [b.stream, *b.returns] for b in blocks if b.path in passing}
     note = _note([block.path for block in blocks], [*stand_ins])
     return attach(small, Record(plan, "module", note, sizes=sizes, stand_ins=stand_ins))
@@ -111,8 +111,8 @@ def verify(
     sets = argument_sets(
         plan.inputs, example_inputs, device_of(model), more_inputs=more_inputs, other_sizes=other_sizes
     )
-    double, ours = with_loop(double_copy(model)), with_loop(double_copy(small))
-    difference, fault, sizes, outputs = difference_of(double, ours, blocks, sets, tolerance)
+    dense, pruned = with_loop(double_copy(model)), with_loop(double_copy(small))
+    difference, fault, sizes, outputs = difference_of(dense, pruned, blocks, sets, tolerance)
     if not sizes:
         raise SettingError(
             f"verify: expected inputs that {type(model).__name__} takes, got none. Pass example_inputs= on "
@@ -129,7 +129,7 @@ def verify(
 
 
 def require_same_tensors(model: nn.Module, small: nn.Module, blocks: Sequence[Block]) -> None:
-    """Raise VerificationError unless the pruned model holds the tensors of the dense one that stay."""
+    """Raise VerificationError unless the pruned model has the tensors of the dense one that stay."""
     tensors = named_tensors(model)
     names = names_after(model, tensors, [block.path for block in blocks], record_of(small).stand_ins)
     expected = {new: tensors[old] for old, new in names.items()}

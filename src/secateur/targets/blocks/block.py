@@ -1,4 +1,4 @@
-"""A residual block, and the network with some of its blocks bypassed: what a removal has to equal."""
+"""A residual block, and a network with some of its blocks bypassed, which is the reference for a removal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ STREAM, NOTHING, OTHER = "stream", "nothing", "other"
 
 @dataclass(frozen=True)
 class Block:
-    """A module that adds to a stream.
+    """A module that adds to a residual stream.
 
     Attributes:
-        path: Where it is in the model.
-        stream: The argument that holds the stream: its position, or its name.
+        path: Its path in the model.
+        stream: The argument that is the stream: its position, or its name.
         returns: Empty where the block returns the stream alone. Otherwise what each entry of the returned
             tuple is: the ``stream``, ``nothing`` (None), an argument (its position or name), or something
             ``other``.
@@ -31,7 +31,7 @@ class Block:
 
     @property
     def container(self) -> str:
-        """The path of the list or the sequence that holds it."""
+        """The path of the list or the sequence that the block is an entry of."""
         return self.path.rpartition(".")[0]
 
 
@@ -43,7 +43,7 @@ def argument(place: int | str, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 def first_of(output: Any) -> Any:
-    """Return what a block gives as the stream: its output, or the first entry of a tuple or list."""
+    """Return the stream in a block's output: the output itself, or the first entry of a tuple or list."""
     return output[0] if isinstance(output, tuple | list) and len(output) else output
 
 
@@ -58,12 +58,12 @@ def with_first(output: Any, stream: Any) -> Any:
 
 
 Hook = Callable[[Block, Tensor, Tensor], Tensor | None]
-"""Called with a block, the stream that it read and the one that it gave; what it returns takes its place."""
+"""Called with a block, and the stream before and after it. A tensor that it returns replaces the latter."""
 
 
 @contextmanager
 def watching(model: nn.Module, blocks: Iterable[Block], hook: Hook) -> Iterator[None]:
-    """Inside, a function sees the stream before and after each of some blocks, and may replace the latter."""
+    """Inside, `hook` is called after each of these blocks, and may replace the stream."""
 
     def after(block: Block, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         found = hook(block, argument(block.stream, args, kwargs), first_of(output))
@@ -82,9 +82,9 @@ def watching(model: nn.Module, blocks: Iterable[Block], hook: Hook) -> Iterator[
 
 @contextmanager
 def bypassing(model: nn.Module, blocks: Iterable[Block]) -> Iterator[None]:
-    """Inside, some blocks give the stream that they read. They still run, for all else they return.
+    """Inside, these blocks return the stream as they read it. They still run, for whatever else they return.
 
-    What they read is copied first: a block may write into it.
+    The stream is copied before each block, since a block may write into it.
     """
     blocks, streams = list(blocks), dict[str, Tensor]()
 
@@ -100,10 +100,10 @@ def bypassing(model: nn.Module, blocks: Iterable[Block]) -> Iterator[None]:
 
 
 class PassThrough(nn.Module):
-    """Stands where a block was, and returns the stream as it came.
+    """Takes the place of a removed block, and returns the stream unchanged.
 
-    It is used where the code around a block counts its neighbours: a list that is read by constant positions,
-    or in step with another one.
+    It is used where the list of blocks has to keep its length: the code reads it at constant positions, or
+    together with another list.
 
     Attributes:
         stream: As in `Block`.
@@ -111,7 +111,7 @@ class PassThrough(nn.Module):
     """
 
     def __init__(self, block: Block, dense: nn.Module) -> None:
-        """Keep what code outside may read of the block: its plain attributes.
+        """Copy the block's plain attributes, which code outside may read.
 
         Args:
             block: The block.

@@ -9,9 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from secateur.targets.units.module_form.configuration import has_configuration, holders_of, set_number
+from secateur.targets.units.module_form.configuration import (
+    has_configuration,
+    nested_configurations,
+    set_number,
+)
 from secateur.targets.units.module_form.reading import Builds, shapes_of
 from secateur.targets.units.module_form.sizes import put
+from secateur.targets.units.tensors import submodule_called
 
 _COUNTS = re.compile("layer|block|depth", re.IGNORECASE)
 """Names of numbers of blocks: num_hidden_layers, n_layer, num_blocks, depth."""
@@ -78,12 +83,12 @@ def _around(model: nn.Module, container: str, before: int, after: int) -> dict[s
         module = model.get_submodule(path)
         if not _is_alone(module, model.get_submodule(container)):
             return found
-        holders: list[tuple[str, Any]] = [(path, module)]
+        owners: list[tuple[str, Any]] = [(path, module)]
         config = getattr(module, "config", None)
         if hasattr(config, "__dict__") and not hasattr(config, "to_dict"):
-            holders.append((f"{path}.config" if path else "config", config))
-        for place, holder in holders:
-            for name, value in vars(holder).items():
+            owners.append((f"{path}.config" if path else "config", config))
+        for place, owner in owners:
+            for name, value in vars(owner).items():
                 if type(value) is int and value == before and _COUNTS.search(name) and name[0] != "_":
                     found[f"{place}.{name}" if place else name] = after
         if not path:
@@ -93,8 +98,8 @@ def _around(model: nn.Module, container: str, before: int, after: int) -> dict[s
 def _is_alone(module: nn.Module, container: nn.Module) -> bool:
     """Whether no other list in a module has as many blocks of the same kind: its number may mean either."""
 
-    def kinds(holder: nn.Module) -> tuple[int, set[type]]:
-        return len(holder._modules), {type(m) for m in holder._modules.values()}
+    def kinds(some: nn.Module) -> tuple[int, set[type]]:
+        return len(some._modules), {type(m) for m in some._modules.values()}
 
     wanted = kinds(container)
     return all(
@@ -107,11 +112,11 @@ def _is_alone(module: nn.Module, container: nn.Module) -> bool:
 def _configured(model: nn.Module, small: nn.Module, gone: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Return new values in configurations: those with which their classes have the smaller model's tensors.
 
-    A configuration counts where a module around the blocks holds it, or one of them does. The stacks of an
-    encoder and a decoder may hold copies of their own.
+    A configuration counts if a module around the blocks has it, or one of the blocks. The stacks of an
+    encoder and a decoder may have copies of their own.
     """
     owners: dict[int, tuple[str, nn.Module]] = {}
-    for path, module in model.named_modules():  # the outermost holder comes first
+    for path, module in model.named_modules():  # the outermost module comes first
         around = any(f"{container}.".startswith(f"{path}." if path else "") for container in gone)
         inside = path.startswith(tuple(f"{container}." for container in gone))
         if (around or inside) and has_configuration(module):
@@ -120,7 +125,7 @@ def _configured(model: nn.Module, small: nn.Module, gone: Mapping[str, Sequence[
     for path, module in owners.values():
         sizes, lists = _candidates(module, model, gone)
         changes: Mapping[str, Any] = {}
-        inner = _submodule(small, path)
+        inner = submodule_called(small, path)
         if inner is not None and has_configuration(inner):
             builds, wanted = Builds(type(module), module.config), shapes_of(inner)
             options = [c for c in _options(sizes, lists) if builds.shapes(c) == wanted]
@@ -132,13 +137,6 @@ def _configured(model: nn.Module, small: nn.Module, gone: Mapping[str, Sequence[
     return found
 
 
-def _submodule(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
-
-
 def _candidates(
     module: nn.Module, model: nn.Module, gone: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, int], dict[str, list[Any]]]:
@@ -148,8 +146,8 @@ def _candidates(
     for container, names in gone.items():
         all_names = [*model.get_submodule(container)._modules]
         stay = [k for k, name in enumerate(all_names) if name not in names]
-        for prefix, holder in holders_of(module.config):
-            for name, value in vars(holder).items():
+        for prefix, owner in nested_configurations(module.config):
+            for name, value in vars(owner).items():
                 path = f"{prefix}{name}"
                 if type(value) is int and value == len(all_names) and _COUNTS.search(name):
                     sizes[path] = len(stay)
@@ -187,8 +185,8 @@ def set_new_numbers(small: nn.Module, numbers: Mapping[str, Any]) -> None:
     """
     for key, value in numbers.items():
         place, _, name = key.partition("config.")
-        holder = _submodule(small, place.rstrip(".")) if name and place[-1:] in ("", ".") else None
-        if holder is not None and has_configuration(holder):
-            set_number(holder.config, name, value)  # of this configuration alone, which modules share
+        owner = submodule_called(small, place.rstrip(".")) if name and place[-1:] in ("", ".") else None
+        if owner is not None and has_configuration(owner):
+            set_number(owner.config, name, value)  # of this configuration alone, which modules share
         else:
             put(small, key, value)

@@ -20,13 +20,13 @@ from secateur.targets.blocks.residual import is_residual
 
 @dataclass
 class _Seen:
-    """What was seen of one module.
+    """What a forward pass showed of one module.
 
     Attributes:
         calls: How often it was called.
-        block: What it is, if it is a residual block.
+        block: The residual block, if it is one.
         reason: Why it is none.
-        sources: By argument, the autograd node of a tensor that it was given.
+        sources: By argument, the autograd node of a given tensor, and the tensor.
     """
 
     calls: int = 0
@@ -39,9 +39,9 @@ def find_blocks(model: nn.Module, given: Arguments) -> tuple[list[Block], dict[s
     """Find the blocks of a model, in order of execution.
 
     A block is an entry of a `ModuleList` or a `Sequential`, at any depth, that one forward pass calls once.
-    It returns a tensor, or a tuple that begins with one, of the shape, dtype and device of a tensor that it
-    was given, and adds what it computes to that one (`is_residual`). Where a block consists of nothing but
-    equal smaller ones, these are taken.
+    It returns a tensor, or a tuple that begins with one, of the shape, dtype and device of one of its inputs,
+    and adds what it computes to that input (`is_residual`). If a block consists only of equal smaller blocks,
+    these are taken.
 
     Args:
         model: The model; it is left as it was.
@@ -63,7 +63,7 @@ def find_blocks(model: nn.Module, given: Arguments) -> tuple[list[Block], dict[s
                 f"it is called {found.calls} times" if found.calls else "the inputs do not reach it"
             )
         elif path not in paths:
-            found.block, found.reason = None, "the model holds it in several places"
+            found.block, found.reason = None, "the model has it in several places"
     blocks = {path: block for path in order if (block := seen[path].block) is not None}
     chosen = _innermost(model, blocks)
     containers = {block.container for block in chosen}
@@ -76,12 +76,12 @@ def find_blocks(model: nn.Module, given: Arguments) -> tuple[list[Block], dict[s
 
 
 def _entries(model: nn.Module) -> list[str]:
-    """Return the paths of the modules in lists and sequences that hold parameters."""
+    """Return the paths of the modules in lists and sequences that have parameters."""
     return [
         f"{path}.{name}" if path else name
-        for path, holder in model.named_modules()
-        if isinstance(holder, nn.ModuleList | nn.Sequential)
-        for name, child in holder.named_children()
+        for path, container in model.named_modules()
+        if isinstance(container, nn.ModuleList | nn.Sequential)
+        for name, child in container.named_children()
         if next(child.parameters(), None) is not None
     ]
 
@@ -95,7 +95,7 @@ def _named_once(model: nn.Module) -> set[str]:
 
 @contextmanager
 def _watched(model: nn.Module, seen: dict[str, _Seen], order: list[str]) -> Iterator[None]:
-    """Inside, every entry's calls are looked at. Beyond outermost entries no autograd graph is kept."""
+    """Inside, every call of an entry is judged. After each outermost entry its autograd graph is dropped."""
     depth = 0
 
     def before(found: _Seen, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -140,20 +140,20 @@ def _watched(model: nn.Module, seen: dict[str, _Seen], order: list[str]) -> Iter
 
 def _judged(path: str, found: _Seen, args: Any, kwargs: Any, output: Any) -> tuple[Block | None, str]:
     """Return the block, or why a module is none."""
-    gives = first_of(output)
-    if not isinstance(gives, Tensor):
-        return None, f"it returns {type(gives).__name__}, where a tensor, or a tuple with one first, is known"
+    stream = first_of(output)
+    if not isinstance(stream, Tensor):
+        return None, f"it returns {type(stream).__name__}, and not a tensor or a tuple that begins with one"
 
     def same(value: Tensor) -> bool:
-        return (value.shape, value.dtype, value.device) == (gives.shape, gives.dtype, gives.device)
+        return (value.shape, value.dtype, value.device) == (stream.shape, stream.dtype, stream.device)
 
     fits = [place for place, (_, value) in found.sources.items() if same(value)]
     if not fits:
-        return None, "what it gives has not the shape of what it reads"
+        return None, "its output does not have the shape of an input"
     for place in fits:
-        if is_residual(gives, found.sources[place][0]):
+        if is_residual(stream, found.sources[place][0]):
             return Block(path, place, _returns(args, kwargs, output)), ""
-    return None, "it does not add to what it reads"
+    return None, "it does not add to an input"
 
 
 def _returns(args: Any, kwargs: Any, output: Any) -> tuple[int | str, ...]:
@@ -173,17 +173,17 @@ def _returns(args: Any, kwargs: Any, output: Any) -> tuple[int | str, ...]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two values are one, or tensors with the same numbers: inner modules are given copies."""
+    """Whether two values are one object, or equal tensors, since inner modules are given copies."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return one is other
     return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
 
 
 def _innermost(model: nn.Module, blocks: dict[str, Block]) -> list[Block]:
-    """Leave out blocks that consist of equal smaller blocks alone, and blocks inside those that stay.
+    """Leave out blocks that consist only of equal smaller blocks, and blocks inside other blocks that stay.
 
-    The former are stages of a network. A block of unequal ones, such as attention and a feed-forward layer
-    that each add to the stream, stays.
+    Blocks of equal ones are stages of a network. A block of different ones, such as attention and a
+    feed-forward layer that each add to the stream, stays.
     """
 
     def size(path: str) -> int:

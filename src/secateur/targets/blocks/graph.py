@@ -6,16 +6,19 @@ import glob
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import JsonValue
 from torch import nn
 
 from secateur.allocators.base import Allocator
 from secateur.allocators.limits import Limits
 from secateur.allocators.naming import covers
+from secateur.allocators.signals import ScoreTable
+from secateur.allocators.step_function import StepFunction
 from secateur.common.models import device_of
 from secateur.errors import PlanError
 from secateur.graph.costs import CostModel, Term
@@ -25,11 +28,11 @@ from secateur.graph.groups import Frozen, Group, Left, Slice, group_called
 from secateur.graph.inputs import InputSpec
 from secateur.measure.cost import Cost
 from secateur.targets.blocks.block import Block
-from secateur.targets.blocks.pinned import Pinned
+from secateur.targets.experts.equal import OtherRule
 from secateur.targets.units.module_form.sizes import running_modules
 
-Way = Literal["delete", "pass"]
-"""How a list loses blocks. ``delete``: they leave it. ``pass``: modules that pass the stream on stay."""
+Removal = Literal["delete", "pass"]
+"""How a list loses blocks. ``delete``: they leave it. ``pass``: a `PassThrough` takes the place of each."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,36 @@ class BlockCost(Cost):
     """
 
     blocks: int
+
+
+@dataclass(frozen=True)
+class Pinned(OtherRule):
+    """Another rule, but some blocks have to stay: the next ones in the rule's order are removed instead.
+
+    Attributes:
+        rule: The other rule.
+        units: By group, the blocks that stay.
+        asked: The patterns of the user that name them.
+    """
+
+    units: Mapping[str, tuple[int, ...]]
+    asked: tuple[str, ...]
+
+    def settings(self, knob: float | None) -> dict[str, JsonValue]:
+        """The settings of the rule, and the blocks that stay."""
+        return {**self.rule.settings(knob), "stay": [*self.asked]}
+
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
+        """The step functions of the rule, with the blocks that stay last in the order."""
+        found: dict[str, Any] = {}
+        for name, function in self.rule.steps(graph, scores, limits).items():
+            stay = np.isin(function.order, self.units.get(name, ()))
+            most = limits.removable(len(stay), int((~stay).sum()))
+            order = np.concatenate([function.order[~stay], function.order[stay]])
+            count = np.minimum(function.count, most)
+            new = np.diff(count, prepend=0) > 0
+            found[name] = StepFunction(order, function.knob[new], count[new])
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +92,7 @@ class BlockGraph:
         inputs: Shapes and dtypes of the example inputs, and which of their axes may vary.
         dense: What the whole model costs.
         each: What goes with each block, by group.
-        ways: By container how it loses blocks.
+        removals: By list of blocks, how it loses blocks.
     """
 
     granularity: ClassVar[Literal["block"]] = "block"
@@ -72,7 +105,7 @@ class BlockGraph:
     inputs: InputSpec
     dense: BlockCost
     each: Mapping[str, tuple[BlockCost, ...]] = field(repr=False)
-    ways: Mapping[str, Way]
+    removals: Mapping[str, Removal]
     frozen: tuple[Frozen, ...] = ()
     folded: tuple[str, ...] = ()
 
@@ -104,7 +137,7 @@ class BlockGraph:
         ]
 
     def adapted(self, rule: Allocator, limits: Limits) -> tuple[Allocator, Limits]:
-        """The rule and the limits, so that what `ignore` says of single blocks holds; see `staying`."""
+        """The rule and the limits, changed so that single blocks named by `ignore` stay; see `staying`."""
         stay, groups = self.staying(limits)
         whole = [name for name, blocks in self.blocks.items() if {block.path for block in blocks} <= stay]
         pinned = {
@@ -116,10 +149,11 @@ class BlockGraph:
         return (Pinned(rule, pinned, asked) if stay else rule), limits
 
     def staying(self, limits: Limits) -> tuple[set[str], list[str]]:
-        """What `ignore` says: the paths of single blocks that stay, and the patterns that stand for groups.
+        """Split `ignore` into the paths of single blocks that stay, and patterns for groups.
 
-        A name that is that of a group stands for the group. Any other stands for the blocks that it covers,
-        or of which it covers a layer. What covers none is taken for a group's name, which is then missed.
+        A name of a group means the group. Any other pattern means the blocks that it covers, or of which it
+        covers a layer. A pattern that covers none counts as the name of a group, so that it is reported as
+        unknown.
         """
         groups, stay = [], set[str]()
         for pattern in map(str, limits.ignore):
@@ -181,13 +215,13 @@ class BlockGraph:
             for path in running_modules(node)
             if path in axes
         }
-        holders = {"params": _holders(folded(self.model, units.folded), [*axes]), "macs": nodes}
+        modules = {"params": _module_of_parameters(folded(self.model, units.folded), [*axes]), "macs": nodes}
         return {
             kind: [
                 term._replace(axes=(*term.axes, axes[inside[term.origin]])) if term.origin in inside else term
                 for term in units.costs.terms(kind)
             ]
-            for kind, inside in holders.items()
+            for kind, inside in modules.items()
         }
 
     def __str__(self) -> str:
@@ -208,7 +242,7 @@ def build(
     inputs: InputSpec,
     costs: Mapping[str, int],
     macs: int,
-    ways: Mapping[str, Way],
+    removals: Mapping[str, Removal],
 ) -> BlockGraph:
     """The graph of these blocks.
 
@@ -219,7 +253,7 @@ def build(
         inputs: The example inputs.
         costs: MACs of each block for one sample, by path.
         macs: Of the whole model.
-        ways: By container how it loses blocks.
+        removals: By list of blocks, how it loses blocks.
     """
     parts: dict[str, list[Block]] = {}
     for block in blocks:
@@ -248,7 +282,7 @@ def build(
         inputs=inputs,
         dense=BlockCost(whole, macs, sum(map(len, named.values()))),
         each=each,
-        ways=ways,
+        removals=removals,
     )
 
 
@@ -272,25 +306,25 @@ def _group(name: str, blocks: tuple[Block, ...]) -> Group:
 
 
 def _own_parameters(model: nn.Module, paths: list[str]) -> dict[str, int]:
-    """How many parameters only one block holds, by path."""
+    """Count the parameters that belong to one block only, by path."""
     found = dict.fromkeys(paths, 0)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    for name, path in _holders(model, paths).items():
+    for name, path in _module_of_parameters(model, paths).items():
         found[path] += sizes[name]
     return found
 
 
-def _holders(model: nn.Module, paths: list[str]) -> dict[str, str]:
-    """The block that holds a parameter, by name, where no other part of the model holds it."""
+def _module_of_parameters(model: nn.Module, paths: list[str]) -> dict[str, str]:
+    """For each parameter of one block only, by name, the path of the block."""
     inside: dict[str, str] = {}
     for path in paths:
         module = model.get_submodule(path)
         inside |= {name: path for name, _ in module.named_parameters(path, remove_duplicate=False)}
-    holders: dict[int, set[str]] = {}
+    modules: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        holders.setdefault(id(parameter), set()).add(inside.get(name, ""))
+        modules.setdefault(id(parameter), set()).add(inside.get(name, ""))
     return {
-        name: next(iter(holders[id(parameter)]))
+        name: next(iter(modules[id(parameter)]))
         for name, parameter in model.named_parameters()
-        if len(holders[id(parameter)]) == 1 and name in inside
+        if len(modules[id(parameter)]) == 1 and name in inside
     }

@@ -12,8 +12,9 @@ from secateur.plan import Plan
 from secateur.targets.blocks.block import OTHER, Block, PassThrough
 from secateur.targets.blocks.counts import set_new_numbers
 from secateur.targets.units.copying import duplicate
-from secateur.targets.units.later_calls.held import suspend
+from secateur.targets.units.later_calls.callcheck import suspend
 from secateur.targets.units.module_form.sizes import Sizes
+from secateur.targets.units.tensors import submodule_called
 
 
 def without_blocks(
@@ -45,12 +46,12 @@ def without_blocks(
     passing = set(passing)
     gone = {id(new) for path, new in stand_ins.items() if path not in passing}
     for container in {path.rpartition(".")[0] for path in stand_ins}:
-        holder = small.get_submodule(container)
-        before = [*holder._modules]
-        left = {name: m for name, m in holder._modules.items() if id(m) not in gone}
+        blocks_in = small.get_submodule(container)
+        before = [*blocks_in._modules]
+        left = {name: m for name, m in blocks_in._modules.items() if id(m) not in gone}
         if before == [str(k) for k in range(len(before))]:
             left = {str(k): m for k, m in enumerate(left.values())}
-        holder._modules = left
+        blocks_in._modules = left
     set_new_numbers(small, sizes or {})
     return small
 
@@ -63,21 +64,23 @@ def can_pass(block: Block) -> bool:
 def names_after(
     model: nn.Module, names: Iterable[str], removed: Iterable[str], passing: Iterable[str] = ()
 ) -> dict[str, str]:
-    """For each tensor or module that stays its new name. Some stay in a place that shares them.
+    """Return the new name of each tensor or module that stays.
+
+    A tensor of a removed block stays if a module outside shares it.
 
     Args:
         model: The dense model.
-        names: Of tensors or modules of it.
-        removed: Paths of the blocks that go.
-        passing: Paths of those in whose place a `PassThrough` stays.
+        names: Names of its tensors or modules.
+        removed: Paths of the removed blocks.
+        passing: Paths of those that a `PassThrough` replaces.
     """
     removed = [*removed]
     moved: dict[str, str] = {}
     gone = {*removed} - {*passing}
     for container in {path.rpartition(".")[0] for path in gone}:
-        held = [*model.get_submodule(container)._modules]
-        left = [name for name in held if _join(container, name) not in gone]
-        if held == [str(k) for k in range(len(held))]:
+        before = [*model.get_submodule(container)._modules]
+        left = [name for name in before if _join(container, name) not in gone]
+        if before == [str(k) for k in range(len(before))]:
             moved |= {_join(container, old): _join(container, str(k)) for k, old in enumerate(left)}
 
     def renamed(name: str) -> str:
@@ -116,11 +119,8 @@ def require_blocks(model: nn.Module, paths: Iterable[str]) -> None:
     """
     for path in paths:
         container, _, name = path.rpartition(".")
-        try:
-            holder = model.get_submodule(container)
-        except AttributeError:
-            holder = None
-        if not isinstance(holder, nn.ModuleList | nn.Sequential) or holder._modules.get(name) is None:
+        owner = submodule_called(model, container)
+        if not isinstance(owner, nn.ModuleList | nn.Sequential) or owner._modules.get(name) is None:
             raise PlanError(
                 f"plan: expected {path!r} to be an entry of a ModuleList or Sequential of the model, got "
                 "none. Make the plan again."
@@ -145,7 +145,7 @@ def copied_tensors(names: Mapping[str, str], source: nn.Module, target: nn.Modul
 def rebuilt(
     model: nn.Module, plan: Plan, stand_ins: Mapping[str, Sequence[int | str]], sizes: Sizes
 ) -> nn.Module:
-    """Do to a model what a plan says, without looking for blocks or running the model.
+    """Apply a plan to a model without searching for blocks or running the model.
 
     Args:
         model: The dense model.
@@ -154,7 +154,7 @@ def rebuilt(
         sizes: New values of numbers and lists, by path.
 
     Raises:
-        PlanError: The plan names what is no entry of a list of modules.
+        PlanError: The plan names something that is no entry of a list of modules.
     """
     paths = removed_paths(plan)
     require_blocks(model, paths)

@@ -1,4 +1,4 @@
-"""Whether a module adds what it computes to what it reads, told by the graph that autograd records."""
+"""Whether a module adds what it computes to its input, found in the graph that autograd records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PASSES = re.compile(
     "|NativeDropout|FusedDropout|Copy(Slices|Backwards))(Backward)?[0-9]*$",
     re.IGNORECASE,
 )
-"""Operators that treat each position on its own, or all of a sample alike: a stream comes through these."""
+"""Operators that treat each position alone, or all of a sample alike: a stream may pass through these."""
 
 WEIGHS = re.compile(
     "mm|conv|attention|attn|linear|lstm|gru|rnn|einsum|fft|matmul|embedding|softmax", re.IGNORECASE
@@ -26,14 +26,14 @@ _SUM = re.compile("(Add|Sub)Backward[0-9]*$")
 
 
 def is_residual(output: Tensor, source: Any) -> bool:
-    """Whether an output is what went in, plus something that layers computed from it.
+    """Whether an output is the input, plus something that layers computed from the input.
 
-    On the way from the output to a sum, and from there to the source, there may be norms, activations,
-    factors and views, but no layer. So blocks with a norm behind the sum are found too, as in BERT.
+    Between the output and the sum, and between the sum and the input, there may be norms, activations,
+    factors and views, but no layer. So blocks with a norm after the sum are found too, as in BERT.
 
     Args:
-        output: What a module returned.
-        source: The autograd node of what it was given.
+        output: The output of a module.
+        source: The autograd node of its input.
     """
     seen, pending = {output.grad_fn}, [output.grad_fn]
     while pending:
@@ -61,7 +61,7 @@ def _inputs(node: Any) -> Iterator[Any]:
 
 
 def _reaches(start: Any, source: Any, *, weighed: bool) -> bool:
-    """Whether there is a way to the source: through a layer, or through nothing but what a stream passes."""
+    """Whether a path leads back to the source: through a layer if `weighed`, else through `_PASSES` only."""
     first = (start, False)
     seen, pending = {first}, [first]
     while pending:

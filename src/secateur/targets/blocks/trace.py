@@ -21,7 +21,7 @@ from secateur.graph.passes import Passes
 from secateur.proof.verify import argument_sets
 from secateur.targets.blocks.block import Block
 from secateur.targets.blocks.find import find_blocks
-from secateur.targets.blocks.graph import BlockGraph, Way, build
+from secateur.targets.blocks.graph import BlockGraph, Removal, build
 from secateur.targets.blocks.trial import Trials
 from secateur.targets.units.compare import double_copy
 
@@ -68,16 +68,16 @@ def trace(
         ) from error
     spec = find_open_axes(InputSpec.of(*given, model), given, Passes(model, given).attempt)
     able: list[Block] = []
-    ways: dict[str, Way] = {}
+    removals: dict[str, Removal] = {}
     if blocks:
         sets = argument_sets(spec, given[1] or given[0], device, more_inputs=more_inputs)
         trials = Trials(double_copy(model), sets)
         for container in dict.fromkeys(block.container for block in blocks):
-            way, good, reasons = trials.ways([b for b in blocks if b.container == container])
-            ways[container] = way
+            removal, good, reasons = trials.best_removal([b for b in blocks if b.container == container])
+            removals[container] = removal
             able += good
             left |= reasons
-    graph = build(model, [b for b in blocks if b in able], left, spec, costs, macs, ways)
+    graph = build(model, [b for b in blocks if b in able], left, spec, costs, macs, removals)
     if not graph.groups:
         why = "\n".join(f"{x.group.name}: {x.reason}" for x in graph.left) or _NONE
         raise NothingToPruneError(

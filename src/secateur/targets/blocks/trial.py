@@ -1,4 +1,4 @@
-"""Try what a removal of blocks gives: it has to be what the dense network gives with these bypassed."""
+"""Trials of removals: without some blocks, a model has to give what it gives with these bypassed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from secateur.graph.inputs import Arguments
 from secateur.measure.kernels import with_loop
 from secateur.targets.blocks.block import Block, bypassing
 from secateur.targets.blocks.counts import new_numbers
-from secateur.targets.blocks.graph import Way
+from secateur.targets.blocks.graph import Removal
 from secateur.targets.blocks.remove import can_pass, without_blocks
-from secateur.targets.units.compare import Way as Run
-from secateur.targets.units.compare import doubled, relative_difference, run_doubled
+from secateur.targets.units.compare import Way, doubled, relative_difference, run_doubled
 from secateur.targets.units.doubling import all_double
 from secateur.targets.units.module_form.configuration import quietly
 
 if TYPE_CHECKING:
     from secateur.proof.proving import ArgumentSet
 
-WAYS: tuple[Way, ...] = ("delete", "pass")
-"""Ways to lose blocks, in the order in which they are tried."""
+REMOVALS: tuple[Removal, ...] = ("delete", "pass")
+"""How a list may lose blocks, in the order in which it is tried."""
 
 TOLERANCE = 1e-9
 _TOKENS = 3
@@ -46,44 +45,45 @@ class Trials:
         self._model = with_loop(model)
         self._sets = sets
 
-    def ways(self, blocks: Sequence[Block]) -> tuple[Way, list[Block], dict[str, str]]:
-        """Find how one list loses its blocks.
+    def best_removal(self, blocks: Sequence[Block]) -> tuple[Removal, list[Block], dict[str, str]]:
+        """Find how one list can lose most of its blocks.
 
-        Each block has to go right in company: every other one is removed, then the rest of them. If that
-        fails, each is tried alone.
+        First every other block is removed at once, then the others at once. If that fails, each block is
+        removed alone.
 
         Returns:
-            The way, the blocks that can go so, and why the others cannot.
+            How the list loses blocks, the blocks that can be removed, and why the others cannot.
         """
-        chosen: Way = "delete"
+        chosen: Removal = "delete"
         best: list[Block] = []
         why: dict[str, str] = {}
-        for way in WAYS:
-            able = [block for block in blocks if way == "delete" or can_pass(block)]
+        for removal in REMOVALS:
+            able = [block for block in blocks if removal == "delete" or can_pass(block)]
             reasons = {block.path: "it returns more than a stream" for block in blocks if block not in able}
-            fault = self._in_company(way, able)
+            fault = self._fault_in_halves(removal, able)
             if fault:
-                alone = {block.path: self.fault(way, [block]) for block in able}
+                alone = {block.path: self.fault(removal, [block]) for block in able}
                 reasons |= {path: why for path, why in alone.items() if why}
                 able = [block for block in able if not alone[block.path]]
-                if able and (fault := self._in_company(way, able)):
+                if able and (fault := self._fault_in_halves(removal, able)):
                     reasons |= {block.path: fault for block in able}
                     able = []
-            if way == WAYS[0] or len(able) > len(best):
-                chosen, best, why = way, able, {**why, **reasons}
+            if removal == REMOVALS[0] or len(able) > len(best):
+                chosen, best, why = removal, able, {**why, **reasons}
             if len(best) == len(blocks):
                 break
         able_paths = {block.path for block in best}
         return chosen, best, {path: reason for path, reason in why.items() if path not in able_paths}
 
-    def _in_company(self, way: Way, blocks: Sequence[Block]) -> str:
-        faults = (self.fault(way, some) for some in (blocks[::2], blocks[1::2]) if some)
+    def _fault_in_halves(self, removal: Removal, blocks: Sequence[Block]) -> str:
+        """Return what goes wrong if every other block is removed, or the others; empty if nothing does."""
+        faults = (self.fault(removal, some) for some in (blocks[::2], blocks[1::2]) if some)
         return next(filter(None, faults), "")
 
-    def fault(self, way: Way, removed: Sequence[Block]) -> str:
+    def fault(self, removal: Removal, removed: Sequence[Block]) -> str:
         """Return what goes wrong where these blocks are removed; empty if nothing does."""
         try:
-            small = carried_out(self._model, removed, {b.container: way for b in removed}, shared=True)[0]
+            small = carried_out(self._model, removed, {b.container: removal for b in removed}, shared=True)[0]
             return difference_of(self._model, small, removed, self._sets)[1]
         except SecateurError as error:
             return str(error)
@@ -92,14 +92,14 @@ class Trials:
 
 
 def carried_out(
-    model: nn.Module, removed: Sequence[Block], ways: Mapping[str, Way], *, shared: bool = False
+    model: nn.Module, removed: Sequence[Block], removals: Mapping[str, Removal], *, shared: bool = False
 ) -> tuple[nn.Module, list[str], dict[str, Any]]:
-    """Remove blocks, and let numbers follow.
+    """Remove blocks, and change the numbers that depend on how many there are.
 
     Returns:
-        The smaller model, the paths of blocks in whose place a module passes the stream on, and new numbers.
+        The smaller model, the paths of blocks that a `PassThrough` replaces, and the new numbers by path.
     """
-    passing = [block.path for block in removed if ways.get(block.container) == "pass"]
+    passing = [block.path for block in removed if removals.get(block.container) == "pass"]
     small = without_blocks(model, removed, passing, shared=shared)
     left = [block.path for block in removed if block.path not in passing]
     sizes = new_numbers(model, small, left) if left else {}
@@ -117,10 +117,10 @@ def difference_of(
 ) -> tuple[float, str, tuple[str, ...], int]:
     """Compare a smaller model with the dense one whose removed blocks are bypassed.
 
-    Both are in float64. Inputs of each size are compared; where the model generates text, so are the numbers
-    behind a few new tokens, with caches. In training mode the smaller model has to run where the dense one
-    does, and to return as many tensors of the same shapes; values are not compared there, since blocks draw
-    random numbers.
+    Both are in float64. Their outputs are compared for inputs of each size; if the model generates text, the
+    logits of a few new tokens too, with caches. In training mode the smaller model has to run where the dense
+    one does, and to return as many tensors of the same shapes; values are not compared there, since blocks
+    draw random numbers.
 
     Returns:
         The largest relative difference, what went wrong (empty if nothing), the sizes at which both were
@@ -174,15 +174,15 @@ def _further(
 
 
 def _fault_in_training(dense: nn.Module, small: nn.Module, removed: Sequence[Block], given: Arguments) -> str:
-    way = Run(training=True)
+    run = Way(training=True)
     with seeded(0):
         try:
             with bypassing(dense, removed):
-                wanted = run_doubled(dense, *given, way=way)
+                wanted = run_doubled(dense, *given, way=run)
         except Exception:  # what the dense model cannot do, the smaller one need not
             return ""
         try:
-            found = run_doubled(small, *given, way=way)
+            found = run_doubled(small, *given, way=run)
         except Exception as error:  # a user's code may fail in any way
             return f"it failed without them in training mode ({said(error)})"
     if [t.shape for t in found] != [t.shape for t in wanted]:

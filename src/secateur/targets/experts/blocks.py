@@ -157,17 +157,17 @@ def _first(owners: list[Any], names: tuple[str, ...]) -> int | None:
     return None
 
 
-def counts_in(holder: Any, count: int, *, named: bool = True) -> list[str]:
+def counts_in(owner: Any, count: int, *, named: bool = True) -> list[str]:
     """Attributes of a module or a configuration that repeat the number of experts.
 
     Args:
-        holder: A module, or any object with attributes.
+        owner: A module, or any object with attributes.
         count: The number.
         named: Only those whose name says so; else every one with that value.
     """
     return [
         name
-        for name, value in vars(holder).items()
+        for name, value in vars(owner).items()
         if isinstance(value, int)
         and not isinstance(value, bool)
         and value == count

@@ -262,7 +262,7 @@ def _check(source: Path, shards: list[str], blocks: list[_OnDisk]) -> None:
                 f"{block.name}, "
                 f"got {len(cut) - len(fused)} tensors of a router and {len(numbers) or len(fused)} of "
                 "experts. "
-                "Do name the checkpoint that the plan was made for."
+                "Name the checkpoint that the plan was made for."
             )
 
 

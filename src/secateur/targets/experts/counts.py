@@ -27,16 +27,16 @@ def new_counts(model: nn.Module, graph: ExpertGraph, plan: Plan) -> dict[str, in
     if len(before) != 1 or len(after) != 1:
         return found
     (old,), (new,) = before, after
-    for path in _holders(model, graph):
-        holder: Any = model
+    for path in _paths_with_counts(model, graph):
+        owner: Any = model
         for part in path.split(".") if path else []:
-            holder = getattr(holder, part)
-        for name in counts_in(holder, old):
+            owner = getattr(owner, part)
+        for name in counts_in(owner, old):
             found[f"{path}.{name}" if path else name] = new
     return found
 
 
-def _holders(model: nn.Module, graph: ExpertGraph) -> list[str]:
+def _paths_with_counts(model: nn.Module, graph: ExpertGraph) -> list[str]:
     """Paths of the modules around the blocks, and of configurations: the model's, and those inside it."""
     around = {"", *(b.name.rpartition(".")[0] for b in graph.blocks)}
     while any(path for path in around if path.rpartition(".")[0] not in around):

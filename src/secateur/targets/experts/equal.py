@@ -32,29 +32,29 @@ class OtherRule(Allocator):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """The rule's."""
+        """As for the other rule."""
         return self.rule.name
 
     @property
     def signals(self) -> tuple[Asked, ...]:
-        """The rule's."""
+        """As for the other rule."""
         return self.rule.signals
 
     @property
     def spends(self) -> bool:  # type: ignore[override]
-        """As the rule."""
+        """As for the other rule."""
         return self.rule.spends
 
     def knob(self, budget: Budget | None) -> float | None:
-        """The rule's."""
+        """As for the other rule."""
         return self.rule.knob(budget)
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The rule's."""
+        """As for the other rule."""
         return self.rule.settings(knob)
 
     def describe(self, certificates: Mapping[str, Any]) -> Description:
-        """The rule's."""
+        """As for the other rule."""
         return self.rule.describe(certificates)
 
 
@@ -62,12 +62,11 @@ class OtherRule(Allocator):
 class EqualCounts(OtherRule):
     """Removes the same number of experts from each block, in the order of another rule.
 
-    A configuration of Transformers has one number of experts for all layers, so this is what
-    ``from_pretrained`` can load. The budget gives the number: the most experts that it allows all blocks to
-    keep. Nothing of it is spent on single blocks.
+    A configuration of Transformers has one number of experts for all layers, so ``from_pretrained`` can load
+    the result. The number is the largest that all blocks can keep within the budget.
 
     Attributes:
-        rule: Says in which order the experts of a block go.
+        rule: The rule for the order in which the experts of a block are removed.
 
     Raises:
         SettingError: On `allocate`, there is no budget, or blocks have different numbers of experts.
@@ -75,11 +74,11 @@ class EqualCounts(OtherRule):
 
     @property
     def spends(self) -> bool:  # type: ignore[override]
-        """No: one expert of a single block may not come back alone."""
+        """No: what is left of a budget is not spent on an expert of a single block."""
         return False
 
     def knob(self, budget: Budget | None) -> float | None:
-        """The fraction removed, which only a budget can say."""
+        """Return None: the fraction removed follows from the budget, which is required."""
         if budget is None:
             raise SettingError(
                 "EqualCounts: expected a budget, got none. Give Budget(experts=0.75), for example."
@@ -87,11 +86,11 @@ class EqualCounts(OtherRule):
         return None
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The rule's, and the fraction that every block lost."""
+        """The settings of the other rule, and the fraction that every block lost."""
         return {**self.rule.settings(None), "equal_counts": True, "ratio": None if knob is None else knob}
 
     def describe(self, certificates: Mapping[str, Any]) -> Description:
-        """The rule's; what a budget solves for is the fraction."""
+        """As for the other rule; a budget solves for the fraction."""
         return replace(self.rule.describe(certificates), setting="ratio", knob="ratio")
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:

@@ -134,7 +134,7 @@ class ExpertGraph:
         return found
 
     def priced(self, units: Graph, costs: CostModel, starts: Mapping[str, int]) -> dict[str, list[Term]]:
-        """The terms of the units' costs, where experts may go too.
+        """Return the terms of the units' costs, changed so that they also depend on which experts stay.
 
         Args:
             units: The trace of the units.

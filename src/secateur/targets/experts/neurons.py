@@ -85,10 +85,10 @@ def neurons_of(model: nn.Module, block: Block, down: Down, expert: int) -> Neuro
         if any(p is w for w in down.weights) and number in (None, expert)
     )
     device = next(model.parameters()).device
-    held = nn.ModuleDict({"experts": duplicate(model.get_submodule(block.experts))})
-    held = with_loop(held.double()).requires_grad_(True)
+    trial = nn.ModuleDict({"experts": duplicate(model.get_submodule(block.experts))})
+    trial = with_loop(trial.double()).requires_grad_(True)
     inside = Block("", "experts", "", block.count, block.fused, _fused_names(block), (), None)
-    own = tensors_of(held, inside, expert)
+    own = tensors_of(trial, inside, expert)
     matrix = own[last].data if down.out_axis == 0 else own[last].data.T
     width, inner = matrix.shape
     with seeded(0):
@@ -101,9 +101,9 @@ def neurons_of(model: nn.Module, block: Block, down: Down, expert: int) -> Neuro
         for wanted in (0, 1):
             matrix.copy_(dense * ((numbers >> bit) & 1 == wanted))
             with torch.enable_grad():
-                held.zero_grad(set_to_none=False)
-                output_of(held, inside, expert, tokens).square().sum().backward()
-            shown.append(_gradients(held, inside, expert, own))
+                trial.zero_grad(set_to_none=False)
+                output_of(trial, inside, expert, tokens).square().sum().backward()
+            shown.append(_gradients(trial, inside, expert, own))
         for name, tensor in own.items():
             if name != last:
                 for axis in range(tensor.ndim):
@@ -132,10 +132,10 @@ def _fused_names(block: Block) -> tuple[str, ...]:
     return tuple(n.replace(block.experts, "experts", 1) for n in block.tensors if n.startswith(block.experts))
 
 
-def _gradients(held: nn.Module, block: Block, expert: int, own: dict[str, Tensor]) -> dict[str, Tensor]:
+def _gradients(trial: nn.Module, block: Block, expert: int, own: dict[str, Tensor]) -> dict[str, Tensor]:
     """The gradients of one expert's parameters; zeros where none came."""
     found = {}
-    for name, parameter, number in expert_parameters(held, block):
+    for name, parameter, number in expert_parameters(trial, block):
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         if number is None:
             found[name] = gradient[expert].clone()

@@ -301,19 +301,19 @@ class _Fit:
 
         with watching(self._small, [self._block], watch):
             self._module(*call.args, **call.kwargs)
-        routed, ours = seen[0]
+        routed, outputs = seen[0]
         self._down, inputs = inputs_of(self._small, self._block, routed)
         number = routed.index - self._experts.start
-        mine = routed.valid & (number >= 0) & (number < len(self._experts))
-        weight = torch.where(mine, routed.weight, 0).double()
+        own = routed.valid & (number >= 0) & (number < len(self._experts))
+        weight = torch.where(own, routed.weight, 0).double()
         columns = weight.new_zeros(len(weight), len(self._experts), self._down.inner)
-        index = torch.where(mine, number, 0)[..., None].expand_as(inputs)
+        index = torch.where(own, number, 0)[..., None].expand_as(inputs)
         columns.scatter_add_(1, index, weight[..., None] * inputs.double())
         columns = columns if self._refit else columns[:, :0]  # then only errors are counted
         wanted = call.result(call.output).double()
         rows = running_padding().rows(len(wanted), wanted.device)
         wanted = wanted[rows]
-        x, y = columns.flatten(1)[rows], wanted - ours.double()[rows]
+        x, y = columns.flatten(1)[rows], wanted - outputs.double()[rows]
         if self._sums is None:
             size = (x.shape[1], x.shape[1]), (x.shape[1], y.shape[1])
             self._sums = (
@@ -330,13 +330,13 @@ class _Fit:
         """Writes the new weights; returns λ, None where none helped, and held-out sums of squares."""
         if self._sums is None or self._down is None:
             return {"damping": None, "before": 0.0, "after": 0.0, "scale": 0.0, "tokens": 0}
-        fit, held = self._sums
-        errors = {damping: held.error(_change(fit, damping)) for damping in DAMPINGS if self._refit}
+        fit, held_out = self._sums
+        errors = {damping: held_out.error(_change(fit, damping)) for damping in DAMPINGS if self._refit}
         best = min(errors, key=errors.__getitem__, default=None)
-        found = {"before": held.square, "scale": self._scale, "tokens": self._tokens}
-        if best is None or not errors[best] < held.square:
-            return {"damping": None, "after": held.square, **found}
-        whole = _Sums(fit.gram + held.gram, fit.cross + held.cross)
+        found = {"before": held_out.square, "scale": self._scale, "tokens": self._tokens}
+        if best is None or not errors[best] < held_out.square:
+            return {"damping": None, "after": held_out.square, **found}
+        whole = _Sums(fit.gram + held_out.gram, fit.cross + held_out.cross)
         changes = _change(whole, best).reshape(len(self._experts), self._down.inner, -1)
         for expert, change in zip(self._experts, changes, strict=True):
             matrix = self._down.matrix(expert).data

@@ -26,11 +26,11 @@ class Routed:
     """What a block's router decided for the tokens of one batch, and what the chosen experts gave.
 
     Attributes:
-        hidden: What the experts read. [tokens, width]
+        hidden: The input of the experts. [tokens, width]
         index: The chosen experts. [tokens, k]
-        weight: The factor on each one's output. [tokens, k]
-        output: Each one's output, without that factor. [tokens, k, width]
-        valid: False where a token uses fewer than k. [tokens, k]
+        weight: The factor on the output of each chosen expert. [tokens, k]
+        output: The output of each chosen expert, without that factor. [tokens, k, width]
+        valid: False for choices beyond those of a token that uses fewer than k experts. [tokens, k]
     """
 
     hidden: Tensor
@@ -49,11 +49,11 @@ class Call:
     """One call of a block, with a way to call it again on some of its tokens.
 
     Attributes:
-        block: Which.
+        block: The block.
         module: Its module.
         args: Positional arguments.
         kwargs: Keyword arguments.
-        output: What it returned.
+        output: What the block returned.
     """
 
     block: Block
@@ -89,14 +89,13 @@ def _hidden(block: Block, arguments: Iterable[Any]) -> Tensor:
             return value
     raise CalibrationError(
         f"experts {block.name}: expected a block that is called with its tokens [..., width], got no such "
-        "tensor. "
-        "Do wrap it in a module that is."
+        "tensor. Wrap it in a module that is called so."
     )
 
 
 @contextmanager
 def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Give one module another `forward` inside the block."""
+    """Inside, a module has another `forward`."""
     own = vars(module).get("forward")
     module.forward = forward
     try:
@@ -109,7 +108,7 @@ def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 class _Excluded(TorchFunctionMode):
-    """The first linear result with an entry for each expert gets -inf where one is excluded."""
+    """Writes -inf for excluded experts into the first linear result with one entry for each expert."""
 
     def __init__(self, count: int, removed: Tensor) -> None:
         super().__init__()
@@ -221,7 +220,7 @@ def _of_fused(
         shapes = ", ".join(f"{v.dtype} {list(v.shape)}" for v in tensors)
         raise CalibrationError(
             f"experts {block.experts}: expected a call with tokens [T, width], chosen experts [T, k] and "
-            f"their weights [T, k], got {shapes or 'no tensor'}. Do give the experts such a forward."
+            f"their weights [T, k], got {shapes or 'no tensor'}. Give the experts such a forward."
         )
     k = index.shape[1]
     each = hidden.repeat_interleave(k, dim=0), index.reshape(-1, 1), torch.ones_like(weight).reshape(-1, 1)
@@ -232,10 +231,11 @@ def _of_fused(
 
 
 def _of_list(call: Call, experts: nn.Module) -> Routed:
-    """From probes: if expert e gives a unit vector of its own, the block's output shows its weights.
+    """Find the chosen experts and their weights by probes.
 
-    A block adds up its experts' outputs, times their weights, and what does not come from them. The probes
-    are large, so that what they are added to costs no precision.
+    A block returns the sum of its experts' outputs, times their weights, and perhaps something else. If each
+    expert returns a unit vector of its own, a probe, the block's output shows the weights. Probes are large,
+    so that what they are added to costs no precision.
     """
     modules = list(experts.children())
     hidden = call.hidden

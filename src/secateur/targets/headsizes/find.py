@@ -11,7 +11,7 @@ from torch.export.graph_signature import InputKind
 from secateur.graph.graph import Graph
 from secateur.graph.nodes import lifted, shape_of
 from secateur.graph.rules.naming import operator_name
-from secateur.targets.headsizes.moves import ahead, back, moved, numbered
+from secateur.targets.headsizes.moves import moved, numbered, path_ahead, path_back
 
 _ATTENTION = "aten.scaled_dot_product_attention.default"
 _PRODUCTS = ("aten.matmul.default",)
@@ -123,7 +123,7 @@ class Finder:
             if not attends and operator_name(node) not in _PRODUCTS:
                 continue
             value = self._side(node.args[2 if attends else 1])
-            path = ahead(node)
+            path = path_ahead(node)
             end = path[-1] if path else node
             reader = next(iter(end.users)) if len(end.users) == 1 else None
             if value is None or reader is None or operator_name(reader) not in _LAYERS:
@@ -140,7 +140,7 @@ class Finder:
         """Follow an operand of a product back to the layer that produces it; None if that is not possible."""
         if not isinstance(operand, fx.Node) or len(shape_of(operand)) < 4:
             return None
-        path = back(operand, self._layers)
+        path = path_back(operand, self._layers)
         if path is None:
             return None
         layer = path[0].all_input_nodes[0] if path else operand

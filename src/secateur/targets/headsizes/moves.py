@@ -1,4 +1,4 @@
-"""Where channels of a layer lie in an activation that operators only moved."""
+"""The positions of a layer's channels in an activation that operators only moved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOVES = frozenset(
         "select.int", "split.Tensor", "split_with_sizes.default", "chunk.default", "unbind.int",
     )
 ) | {"operator.getitem"}  # fmt: skip
-"""Operators that give numbers of their first operand, in other places."""
+"""Operators that return numbers of their first operand, at other positions."""
 
 _SAME = frozenset(
     f"aten.{name}"
@@ -31,11 +31,11 @@ _SAME = frozenset(
         "div.Scalar",
     )
 )  # fmt: skip
-"""Operators that leave numbers in place, and at most scale all of them alike, if they have one operand."""
+"""Operators with one operand that leave numbers where they are, and at most scale all of them alike."""
 
 
-def back(node: fx.Node, ends: Collection[fx.Node]) -> list[fx.Node] | None:
-    """Return the operators behind one of `ends` up to a node; None if any of them does more than move."""
+def path_back(node: fx.Node, ends: Collection[fx.Node]) -> list[fx.Node] | None:
+    """Return the operators from one of `ends` to a node; None if one of them does more than move."""
     found: list[fx.Node] = []
     while node not in ends:
         if not _moves(node):
@@ -45,8 +45,8 @@ def back(node: fx.Node, ends: Collection[fx.Node]) -> list[fx.Node] | None:
     return found
 
 
-def ahead(node: fx.Node) -> list[fx.Node]:
-    """Return the operators behind a node that only move it, as long as each is read once."""
+def path_ahead(node: fx.Node) -> list[fx.Node]:
+    """Return the operators after a node that only move its numbers, as long as each is read once."""
     found: list[fx.Node] = []
     while len(node.users) == 1 and _moves(reader := next(iter(node.users))) and _reads(reader) is node:
         found.append(reader)
@@ -54,27 +54,26 @@ def ahead(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def moved(places: Tensor, path: list[fx.Node]) -> Tensor:
+def moved(numbers: Tensor, path: list[fx.Node]) -> Tensor:
     """Move numbers as the operators of a path move an activation.
 
     Args:
-        places: A number for each position of the activation, in the shape that it has in the capture.
-        path: From `back` or `ahead`.
+        numbers: A number for each position of the activation, in the shape that it has in the capture.
+        path: From `path_back` or `path_ahead`.
     """
-    value: Any = places
+    value: Any = numbers
     for node in path:
         if operator_name(node) in _SAME:
             continue
         source = _reads(node)
-        value = (
-            value.contiguous() if isinstance(value, Tensor) else value
-        )  # a copy of the path may be left out
+        if isinstance(value, Tensor):
+            value = value.contiguous()  # the path may have a copy, which is left out here
 
         def given(n: fx.Node, source: fx.Node = source, value: Any = value) -> Any:
             return value if n is source else hint(n.meta["val"])
 
         args, kwargs = fx.map_arg((node.args, node.kwargs), given)
-        value = node.target(*_known(args), **_known(kwargs))  # type: ignore[operator]
+        value = node.target(*_with_hints(args), **_with_hints(kwargs))  # type: ignore[operator]
     found: Tensor = value
     return found
 
@@ -97,10 +96,10 @@ def _reads(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
 
-def _known(values: Any) -> Any:
+def _with_hints(values: Any) -> Any:
     """Replace symbolic sizes in arguments by their values in the capture."""
     if isinstance(values, dict):
-        return {name: _known(value) for name, value in values.items()}
+        return {name: _with_hints(value) for name, value in values.items()}
     if isinstance(values, list | tuple):
-        return type(values)(_known(value) for value in values)
+        return type(values)(_with_hints(value) for value in values)
     return hint(values) if isinstance(values, torch.SymInt) else values

@@ -73,14 +73,14 @@ def applied(
     on_unrealisable: Literal["graph", "leave"] = "graph",
 ) -> nn.Module:
     """Remove what a plan says from an opened model; see `apply`."""
-    known = found.plan.model_copy().of_graph()  # its names are those of another graph than its own
-    removed = [group.name for group in known.groups if group.removed]
-    alone = {f"{path}.first" for path in found.pairs}
-    if form in ("auto", "module") and set(removed) <= alone:  # no size of the code changes
-        small = attach(smaller_module(found.model, known), Record(known, "module"))
+    own = found.plan.model_copy().of_graph()  # its names are those of another graph than its own
+    removed = [group.name for group in own.groups if group.removed]
+    directions = {f"{path}.first" for path in found.pairs}
+    if form in ("auto", "module") and set(removed) <= directions:  # no size of the code changes
+        small = attach(smaller_module(found.model, own), Record(own, "module"))
     else:
         small = Applier(found.model)(
-            known, form, example_inputs=example_inputs, on_unrealisable=on_unrealisable
+            own, form, example_inputs=example_inputs, on_unrealisable=on_unrealisable
         )
     attach(small, replace(record_of(small), plan=as_asked(found, record_of(small).plan, plan)))
     paths = found.pairs
@@ -98,10 +98,10 @@ def verify(
     other_sizes: bool = True,
     tolerance: float = 1e-9,
 ) -> Proof:
-    """Compare in float64 with the model whose layers hold the products of what stays.
+    """Compare in float64 with the model whose single layers have the products of each pair's weights.
 
-    First as `secateur.verify` does for units: with the factorised model, in which what reads the removed
-    directions is zero. Then, at the same sizes, with the dense model's own layers: each that became two gets
+    First as `secateur.verify` does for units: with the factorised model, with zeros where layers read removed
+    directions. Then, at the same sizes, with the dense model's own layers: each layer that became two gets
     the product of their weights.
 
     Raises:
@@ -127,11 +127,11 @@ def verify(
 
 
 def _with_products(model: nn.Module, found: Opened) -> nn.Module:
-    """The dense model in float64 with the products as weights, and zeros for units that went.
+    """The dense model in float64 with the products as weights, and zeros for removed units.
 
     Args:
         model: The factorised model.
-        found: The same for one plan.
+        found: The model for one plan; see `opened`.
     """
     reference = double_copy(masked(found.model, found.plan))
     layers: dict[str, nn.Module] = {}

@@ -1,4 +1,4 @@
-"""The directions of a layer's outputs on data, by how much of the outputs lies along each."""
+"""The principal directions of a layer's outputs, measured on data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from secateur.signals.distributed import joined
 from secateur.targets.lowrank.pair import matrix_of, sizes, tensors_of
 
 DAMPING = 1e-4
-"""Variance that each input gets beside its own, as a share of what the weight sees of their mean variance. It
-orders the directions that no data reach."""
+"""Variance that is added to that of each input, as a share of their mean variance, weighted by the weight. It
+orders the directions in which the data have no variance."""
 
 MEMORY = 2**31
-"""Most bytes of second moments at one time. Where all need more, the data are read several times."""
+"""Most bytes of second moments at one time. If all layers need more, the data are read several times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,9 @@ class Basis:
 
     Attributes:
         directions: Orthonormal columns, that of the largest outputs first. float64 [out, min(in, out)]
-        energy: The mean square of the outputs along each, the bias left out. [min(in, out)]
-        mean: Of the outputs without the bias, [out]; None if the layer has none. `energy` is then about it.
+        energy: The mean square of the outputs along each direction, without the bias; if there is a `mean`,
+            of their difference from it. [min(in, out)]
+        mean: The mean of the outputs without the bias, [out]; None if the layer has no bias.
     """
 
     directions: Tensor
@@ -48,7 +49,7 @@ def bases(
     Args:
         model: The model, which is run in evaluation mode.
         layers: Its layers, by path.
-        data: What it reads. Padding does not count.
+        data: The calibration data. Padding does not count.
         progress: Show a progress bar on a terminal.
 
     Returns:
@@ -58,9 +59,9 @@ def bases(
         CalibrationError: There is no data, or what a layer reads is not finite.
     """
     found: dict[str, Basis] = {}
-    for some in _rounds(layers):
+    for some in _parts(layers):
         sums = {path: _Sums(layer) for path, layer in some.items()}
-        _look(model, sums, data, progress)
+        _accumulate(model, sums, data, progress)
         for path, layer in some.items():
             if not all(bool(torch.isfinite(t).all()) for t in sums[path].state.values()):
                 raise CalibrationError(
@@ -77,23 +78,23 @@ def basis_of_weight(layer: nn.Module) -> Basis:
     weight = matrix_of(layer).double()
     out, into = weight.shape
     mean = None if layer.bias is None else weight.new_zeros(out)
-    if weight.is_meta:  # sizes are all there is
+    if weight.is_meta:  # it has sizes only
         return Basis(weight.new_empty(out, min(out, into)), weight.new_empty(min(out, into)), mean)
     second = weight @ weight.T if out <= into else torch.eye(into).to(weight)
     return _solved(weight, second, mean)
 
 
-def _rounds(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
-    """As many layers at a time as memory has room for."""
+def _parts(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
+    """Split layers into parts whose second moments need at most `MEMORY` bytes."""
     some: dict[str, nn.Module] = {}
-    held = 0
+    used = 0
     for path, layer in layers.items():
         size = 8 * min(sizes(layer)) ** 2
-        if some and held + size > MEMORY:
+        if some and used + size > MEMORY:
             yield some
-            some, held = {}, 0
+            some, used = {}, 0
         some[path] = layer
-        held += size
+        used += size
     if some:
         yield some
 
@@ -114,7 +115,7 @@ class _Sums:
         }
 
     def see(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
-        """A forward hook: add what the layer just read, by position or by name, and gave."""
+        """Add one call of the layer to the sums. This is a forward hook."""
         value = output if self._of_outputs else next(iter((*args, *kwargs.values())))
         if isinstance(layer, nn.Conv2d):
             steps: Any = layer.stride
@@ -163,8 +164,8 @@ def _solved(weight: Tensor, second: Tensor, mean: Tensor | None) -> Basis:
     return Basis(directions, ((second @ along) * along).sum(0).clamp_min(0), mean)
 
 
-def _look(model: nn.Module, sums: Mapping[str, _Sums], data: Calibration, progress: bool) -> None:
-    """Show all data to the sums. The processes of a team share the batches, and get the same sums."""
+def _accumulate(model: nn.Module, sums: Mapping[str, _Sums], data: Calibration, progress: bool) -> None:
+    """Run the model on all data, and add to the sums. Processes share the batches and get the same sums."""
     device = device_of(model)
     with joined(device) as team:
         with team.together(), seeded(0), torch.no_grad(), evaluating(model):

@@ -1,4 +1,4 @@
-"""The trace of a factorised model: directions as units, and what a pair of layers costs beside one layer."""
+"""The trace of a factorised model: directions as units, and the costs of pairs of layers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ S = TypeVar("S", Slice, Site)
 class RankGraph(Graph):
     """The directions of a factorised model's pairs as groups of units. Rules take it like any `Graph`.
 
-    A pair saves something from `secateur.targets.lowrank.pair.most_directions` on, r say. So its group has r
-    + 1 units: the first r directions, and all weaker ones together as the last unit, which goes first. While
-    it stays, the layer stays as it was, and costs what it cost.
+    A pair is cheaper than its layer with at most r directions
+    (`secateur.targets.lowrank.pair.most_directions`). So its group has r + 1 units: the first r directions,
+    and all weaker ones together as the last unit, which is removed first. As long as that unit stays, the
+    layer stays a single layer, and costs what it cost.
 
     Attributes:
         uncorrelated: Names of these groups. On the data that the directions come from, their units are
@@ -39,7 +40,7 @@ class RankGraph(Graph):
 
 @dataclass(frozen=True, eq=False)
 class UnitsAndRanks(RankGraph):
-    """The same together with channels, neurons and heads."""
+    """The directions of a factorised model's pairs, together with channels, neurons and heads."""
 
     granularity: ClassVar[Literal["unit+rank"]] = "unit+rank"  # type: ignore[assignment]
 
@@ -74,16 +75,16 @@ def rank_graph(graph: Graph, kind: type[RankGraph]) -> RankGraph:
     every = [directions.get(group.name, group) for group in graph.groups]
     kept = every if both else [g for g in every if g.name in directions]
     costs = _with_jumps(graph, pairs, jumps)
-    known: dict[str, Any] = {f.name: getattr(graph, f.name) for f in fields(Graph)}
-    known |= {"groups": tuple(kept), "left": tuple(left), "_costs": costs}
-    known |= {} if both else {"frozen": ()}
+    values: dict[str, Any] = {f.name: getattr(graph, f.name) for f in fields(Graph)}
+    values |= {"groups": tuple(kept), "left": tuple(left), "_costs": costs}
+    values |= {} if both else {"frozen": ()}
     if model is not None:
-        known["fingerprint"] = dense_fingerprint(model)
-    return kind(**known, uncorrelated=frozenset(directions))
+        values["fingerprint"] = dense_fingerprint(model)
+    return kind(**values, uncorrelated=frozenset(directions))
 
 
 def dense_fingerprint(model: nn.Module) -> str:
-    """The fingerprint of a model in which each pair is the one layer that it stands for."""
+    """The fingerprint of the dense model, in which each pair is the single layer that it was made of."""
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
     for path, pair in pairs_of(model).items():
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith(f"{path}.")}
@@ -119,7 +120,13 @@ def _joined(group: Group, most: int) -> Group:
 
 @dataclass(frozen=True)
 class _Jump:
-    """Where the units of a pair are counted: the first of them, how many, and how many are on their own."""
+    """The slots of a pair's directions.
+
+    Attributes:
+        start: The first slot.
+        rank: The number of directions.
+        most: The number of directions that are units of their own.
+    """
 
     start: int
     rank: int

@@ -48,14 +48,14 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _users(model: nn.Module) -> dict[int, list[str]]:
-    """By the id of each module and parameter, where it is held."""
+    """The paths of the attributes that have each module or parameter, by its id."""
     found: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         found.setdefault(id(module), []).append(path)
         for name, value in vars(module).items():
             if name not in _INTERNAL:
-                for held in _inside(value):
-                    found.setdefault(id(held), []).append(f"{path}.{name}".lstrip("."))
+                for each in _inside(value):
+                    found.setdefault(id(each), []).append(f"{path}.{name}".lstrip("."))
     for name, parameter in model.named_parameters(remove_duplicate=False):
         found.setdefault(id(parameter), []).append(name)
     return found

@@ -1,4 +1,4 @@
-"""A factorised model for one plan: pairs where directions go, and the layers themselves everywhere else."""
+"""A factorised model for one plan: pairs only for layers that lose directions, single layers elsewhere."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from secateur.targets.lowrank.pair import (
     tensors_of,
 )
 from secateur.targets.units.copying import duplicate
+from secateur.targets.units.tensors import submodule_called
 
 GRANULARITIES = ("rank", "unit+rank")
 
@@ -36,9 +37,9 @@ class Opened:
 
     Attributes:
         model: The model.
-        plan: What goes, by the names of this model.
+        plan: What is removed, by the names of this model.
         pairs: Paths of the pairs.
-        names: By the name that a group has in the user's plan, the one that it has in this one.
+        names: Name of a group in the user's plan -> its name in `plan`.
     """
 
     model: nn.Module
@@ -48,10 +49,10 @@ class Opened:
 
 
 def opened(model: nn.Module, plan: Plan) -> Opened:
-    """The model for a plan.
+    """Make the model for a plan.
 
     Args:
-        model: A factorised model. Or the dense one: then the pairs hold no numbers yet.
+        model: A factorised model. Or the dense one: then the new pairs have no values yet.
         plan: A plan with granularity ``rank`` or ``unit+rank``.
 
     Raises:
@@ -63,34 +64,34 @@ def opened(model: nn.Module, plan: Plan) -> Opened:
     for path in cut:
         if ranks[path].size - 1 not in ranks[path].removed:
             raise PlanError(
-                f"plan: expected the last unit of {path}.{FIRST} to go before others, got a plan that keeps "
-                "it: two layers with so many directions save nothing. Remove it too, or none."
+                f"plan: expected the last unit of {path}.{FIRST} to be removed before others, got a plan "
+                "that keeps it: two layers with so many directions save nothing. Remove it too, or none."
             )
     given = pairs_of(model)
-    layers = {path: _known(path, pair) for path, pair in given.items()}
+    layers = {path: _dense_layer(path, pair) for path, pair in given.items()}
     stay = {path: _like(given[path], layer) for path, layer in layers.items() if path not in cut}
     found = copy_without_layers(model, stay)
     if not given:
         replace_modules(found, {path: empty_pair(found.get_submodule(path)) for path in cut})
     whole = {path: model.get_submodule(path) for path in (given or ranks) if path not in cut}
     gone = {f"{path}.{FIRST}" for path in whole}
-    known = [group for group in plan.groups if group.name not in gone]
-    groups = tuple(_renamed(group, whole) for group in known)
-    names = {group.name: renamed.name for group, renamed in zip(known, groups, strict=True)}
+    rest = [group for group in plan.groups if group.name not in gone]
+    groups = tuple(_renamed(group, whole) for group in rest)
+    names = {group.name: renamed.name for group, renamed in zip(rest, groups, strict=True)}
     update = {"groups": groups, "fingerprint": fingerprint(found), "granularity": "unit"}
     return Opened(found, plan.model_copy(update=update), tuple(cut), names)
 
 
 def closed(model: nn.Module, paths: Collection[str]) -> nn.Module:
-    """A copy of a factorised model in which these pairs are the layers that they stand for."""
+    """Copy a factorised model, with single layers in place of the pairs at these paths."""
     given = pairs_of(model)
     return duplicate(
-        model, {id(given[path]): _like(given[path], _known(path, given[path])) for path in paths}
+        model, {id(given[path]): _like(given[path], _dense_layer(path, given[path])) for path in paths}
     )
 
 
 def as_asked(found: Opened, done: Plan, plan: Plan) -> Plan:
-    """What was done to an opened model, by the names that the user's plan has.
+    """Return the user's plan without the groups that were left whole.
 
     Args:
         found: The opened model.
@@ -115,10 +116,10 @@ def as_asked(found: Opened, done: Plan, plan: Plan) -> Plan:
 
 
 def require_pairs(where: str, model: nn.Module) -> None:
-    """Refuse a model without pairs.
+    """Refuse a model without pairs of layers.
 
     Raises:
-        PlanError: It has none.
+        PlanError: The model has none.
     """
     if not pairs_of(model):
         raise PlanError(
@@ -132,16 +133,14 @@ def _ranks(model: nn.Module, plan: Plan) -> dict[str, GroupDecision]:
     found: dict[str, GroupDecision] = {}
     for group in plan.groups:
         path = group.name.removesuffix(f".{FIRST}")
-        try:
-            module = model.get_submodule(path)
-        except AttributeError:
-            continue
-        if path != group.name and (isinstance(module, LowRank) or is_linear(module)):
+        module = submodule_called(model, path) if path != group.name else None
+        if module is not None and (isinstance(module, LowRank) or is_linear(module)):
             found[path] = group
     return found
 
 
-def _known(path: str, pair: LowRank) -> nn.Module:
+def _dense_layer(path: str, pair: LowRank) -> nn.Module:
+    """The single layer that a pair was made of; PlanError if it has none."""
     layer = dense_of(pair)
     if layer is None:
         raise PlanError(
@@ -152,22 +151,22 @@ def _known(path: str, pair: LowRank) -> nn.Module:
 
 
 def _like(pair: LowRank, layer: nn.Module) -> nn.Module:
-    """A copy of the layer that a pair stands for, where the pair is and in its dtype."""
+    """Copy the single layer that a pair was made of, with the device and dtype of the pair."""
     weight, _ = tensors_of(pair[0])
     return duplicate(layer).to(device=weight.device, dtype=weight.dtype).train(pair.training)
 
 
 def _renamed(group: GroupDecision, whole: dict[str, nn.Module]) -> GroupDecision:
-    """The group by the names of a model in which some pairs are single layers."""
+    """Rename the tensors of a group for a model in which some pairs are single layers."""
 
     def renamed(piece: SliceDecision) -> SliceDecision:
         inner, _, leaf = piece.tensor.rpartition(".")
         path, _, part = inner.rpartition(".")
         if path not in whole or part not in (FIRST, SECOND):
             return piece
-        turned = is_turned(whole[path]) and leaf == "weight"
+        swapped = has_transposed_weight(whole[path]) and leaf == "weight"
         return piece.model_copy(
-            update={"tensor": f"{path}.{leaf}", "axis": 1 - piece.axis if turned else piece.axis}
+            update={"tensor": f"{path}.{leaf}", "axis": 1 - piece.axis if swapped else piece.axis}
         )
 
     path = re.sub(rf"\.{SECOND}(?=$|#)", "", group.name)
@@ -175,6 +174,6 @@ def _renamed(group: GroupDecision, whole: dict[str, nn.Module]) -> GroupDecision
     return group.model_copy(update={"name": name, "slices": tuple(map(renamed, group.slices))})
 
 
-def is_turned(module: nn.Module) -> bool:
-    """Whether a layer, or the one that a pair stands for, holds its weight as [in, out]."""
+def has_transposed_weight(module: nn.Module) -> bool:
+    """Whether the weight of a layer, or of the layer that a pair was made of, is [in, out]."""
     return module.transposed if isinstance(module, LowRank) else is_transposed(module)

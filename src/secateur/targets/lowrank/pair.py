@@ -56,7 +56,7 @@ class LowRank(nn.Sequential):
 
     @property
     def bias(self) -> Tensor | None:
-        """The bias of the one layer; None if there is none."""
+        """The bias of the single layer that computes the same; None if there is none."""
         (_, inner), (weight, outer) = map(tensors_of, self)
         moved = None if inner is None else weight.flatten(1) @ inner
         if moved is None or outer is None:
@@ -88,7 +88,7 @@ def tensors_of(layer: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def is_transposed(layer: nn.Module) -> bool:
-    """Whether a layer holds its weight as [in, out]: Transformers' ``Conv1D``."""
+    """Whether the weight of a layer is [in, out]: Transformers' ``Conv1D``."""
     return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers.")
 
 
@@ -118,11 +118,11 @@ def most_directions(layer: nn.Module) -> int:
 
 
 def empty_pair(layer: nn.Module, rank: int | None = None) -> LowRank:
-    """A pair for a layer, with tensors that hold nothing yet.
+    """Make a pair for a layer, with uninitialised tensors.
 
     Args:
         layer: The layer.
-        rank: Number of directions; all that the layer can have if not given.
+        rank: Number of directions; as many as the layer can have if not given.
     """
     out, into = sizes(layer)
     rank = min(out, into) if rank is None else rank
@@ -143,13 +143,13 @@ def empty_pair(layer: nn.Module, rank: int | None = None) -> LowRank:
 
 @torch.no_grad()
 def filled_pair(layer: nn.Module, directions: Tensor, mean: Tensor | None) -> LowRank:
-    """The pair of all directions, which computes what the layer does.
+    """Make the pair with all directions, which computes what the layer does.
 
     Args:
         layer: The layer, which the pair remembers: `dense_of`.
-        directions: Orthonormal columns, which span all outputs that the weight can give, that of the largest
+        directions: Orthonormal columns that span all outputs of the weight, the direction of the largest
             outputs first. float64 [out, directions]
-        mean: Of the outputs without the bias, [out]; None if the layer has no bias.
+        mean: The mean of the outputs without the bias, [out]; None if the layer has no bias.
     """
     pair = empty_pair(layer, directions.shape[1])
     (inner, shift), (outer, bias) = map(tensors_of, pair)
@@ -164,17 +164,17 @@ def filled_pair(layer: nn.Module, directions: Tensor, mean: Tensor | None) -> Lo
 
 
 def dense_of(pair: LowRank) -> nn.Module | None:
-    """The layer that a pair of all directions stands for; None where only the two layers are known."""
+    """The single layer that a pair with all directions was made of; None if the pair does not have it."""
     layer: nn.Module | None = vars(pair).get(_DENSE)
     return layer
 
 
 def copy_without_layers(model: M, modules: Mapping[str, nn.Module]) -> M:
-    """A copy of a model whose pairs remember no layers, with other modules in the place of some.
+    """Copy a model without the single layers of its pairs (`dense_of`), and with other modules at some paths.
 
     Args:
         model: The model.
-        modules: What stands in the copy, by path.
+        modules: The other modules, by path.
     """
     memo: dict[int, object] = {id(dense_of(pair)): None for pair in pairs_of(model).values()}
     memo.pop(id(None), None)
@@ -185,7 +185,7 @@ def copy_without_layers(model: M, modules: Mapping[str, nn.Module]) -> M:
 
 
 def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Put modules in the place of others, by path, in place."""
+    """Replace the modules at some paths, in place."""
     for path, module in modules.items():
         parent, _, name = path.rpartition(".")
         model.get_submodule(parent)._modules[name] = module

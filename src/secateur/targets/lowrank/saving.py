@@ -1,4 +1,4 @@
-"""A plan in which no pair of layers costs more than the one layer would."""
+"""A plan in which no pair of layers costs more than the single layer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from secateur.targets.lowrank.graph import RankGraph
 def without_losses(graph: RankGraph, plan: Plan) -> Plan:
     """Put all directions of a layer back wherever that costs less.
 
-    A pair saves something from a rank on that depends on the layer's inputs and outputs. Where units go too,
-    these get fewer, and a rank that saved something before may not do so any more. Then the layer stays one
-    layer: cheaper, and without an error.
+    A pair is cheaper than the single layer below some rank, which depends on the numbers of inputs and
+    outputs. If units are removed too, these numbers are smaller, and a rank that saved something before may
+    save nothing any more. Then the layer stays a single layer: cheaper, and without an error.
 
     Args:
         graph: The trace.
-        plan: A rule's plan.
+        plan: The plan of a rule.
 
     Returns:
         The plan itself, if every pair saves something.

@@ -1,4 +1,4 @@
-"""Directions in `sc.score`: by the signals of units, with the weakest directions of a layer first to go."""
+"""Directions in `sc.score`: by the signals of units. The weakest directions of a layer are removed first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from secateur.signals.units.combination import Asked
 from secateur.targets.lowrank.graph import RankGraph
 
 CUMULATIVE = frozenset({"reconstruction"})
-"""Signals whose scores are errors after a unit and all before it are gone."""
+"""Signals whose score of a unit is the error after the unit and all units before it are removed."""
 
 
 def score(
@@ -35,11 +35,11 @@ def score(
     checkpoint: str | PathLike[str] | None = None,
     checkpoint_every: float = 60.0,
 ) -> Scores:
-    """What each direction is worth, by any signal of units: see `secateur.score`.
+    """Score each direction by any signal of units: see `secateur.score`.
 
-    The last unit of a group stands for all directions with which two layers save nothing. It goes first,
-    whatever its own score is: that becomes the lowest of its group. Scores of ``reconstruction`` stay exact:
-    those of the other directions hold the error of the last unit too.
+    The last unit of a group is all directions together that have to go before two layers save anything. So
+    it is removed first: its score becomes the lowest of its group. Scores of ``reconstruction`` stay exact:
+    those of the other directions include the error of the last unit.
     """
     found: Scores = inspect.unwrap(score_units)(
         graph,
@@ -72,7 +72,7 @@ def _with_last_first(
 
 
 def lowest_last(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The scores, the last one as low as the lowest.
+    """Replace the last score by the lowest one.
 
     Example:
         >>> lowest_last(np.array([3.0, 1.0, 2.0])).tolist()
@@ -82,10 +82,10 @@ def lowest_last(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def errors_with_last_first(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Errors that add up in another order, in which the last unit goes first.
+    """Compute cumulative errors for another order of removal, in which the last unit is removed first.
 
     Args:
-        values: The error after each unit and those with lower values are gone, where errors add up. [units]
+        values: The error after each unit and those with lower values are removed. Errors add up. [units]
 
     Example:
         >>> errors_with_last_first(np.array([7.0, 1.0, 3.0])).tolist()  # they add 4, 1 and 2

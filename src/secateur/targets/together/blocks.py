@@ -252,7 +252,7 @@ def whole_where_dropped(plan: Plan) -> Plan:
 def _traced(model: nn.Module, plan: Plan, example_inputs: Any) -> Joined:
     if not plan.inputs.head_sizes:
         return trace(model, _inputs(model, plan, example_inputs))
-    from secateur.targets.headsizes.blocks import trace as trace_head_sizes  # which stands on this
+    from secateur.targets.headsizes.blocks import trace as trace_head_sizes  # which imports this module
 
     return trace_head_sizes(model, _inputs(model, plan, example_inputs))
 

@@ -107,9 +107,9 @@ class Joined:
     def adapted(self, rule: Allocator, limits: Limits) -> tuple[Allocator, Limits]:
         """The rule as one for both, and the limits with what the experts or the blocks need.
 
-        The name of a group of units says nothing of the block that they are in.
+        In `limits`, the name of a group of units does not mean the block that they are in.
         """
-        from secateur.targets.together.rule import Together  # which stands on this graph
+        from secateur.targets.together.rule import Together  # which imports this module
 
         both = Together.of(rule, self.others.granularity)
         exact = {name for group in self.units.groups for name in (group.name, glob.escape(group.name))}
@@ -119,7 +119,7 @@ class Joined:
         return replace(both, others=inner), replace(found, ignore=(*(known | dict.fromkeys(found.ignore)),))
 
     def given(self, keep: Mapping[str, NDArray[np.bool_]]) -> Graph:
-        """The units, with the costs that they have where these experts or blocks are kept.
+        """The units, with their costs for a given choice of experts or blocks.
 
         Args:
             keep: By group of `others`, True for what stays. [group.size] Groups not named stay whole.
@@ -128,14 +128,14 @@ class Joined:
         return self.units.with_costs(self.costs.given(np.concatenate(masks)))
 
     def limits_of_others(self, limits: Limits) -> Limits:
-        """The limits for experts or blocks. Numbers of units to keep say nothing of blocks."""
+        """The limits for experts or blocks. Limits on numbers of units do not apply to blocks."""
         return limits if self.others.granularity == "expert" else replace(limits, round_to=1, min_keep=1)
 
     def cost(self, keep: Mapping[str, NDArray[np.bool_]] | None = None) -> Cost:
         """The cost with `keep` [group.size] by group name; unnamed groups stay.
 
-        A neuron in an expert or a block that goes saves nothing more. MACs are those of the captured program;
-        each token still uses as many experts, so a removed one saves what its router spends on it.
+        Removing a neuron of a removed expert or block saves nothing more. MACs are those of the captured
+        program; each token still uses as many experts, so a removed one only saves its part of the router.
 
         Raises:
             PlanError: A name is no group, or a mask has another size than its group.
@@ -162,7 +162,7 @@ class Joined:
         return any(group.name == name for group in self.others.groups)
 
     def _matches(self, pattern: str) -> bool:
-        """Whether a pattern of `Limits` stands for a group."""
+        """Whether a pattern of `Limits` means a group."""
         return any(
             pattern == glob.escape(group.name)
             or any(covers(pattern, n) for n in (group.name, *layers_of(group)))
@@ -220,7 +220,7 @@ def joined(units: Graph, others: ExpertGraph | BlockGraph) -> Joined:
 
 
 def part(plan: Plan, granularity: Literal["unit", "expert", "block"]) -> Plan:
-    """What a plan says of units, of experts or of blocks. Its costs stay those of the whole plan."""
+    """Return the part of a plan on units, experts or blocks. Its costs stay those of the whole plan."""
 
     def kind(group: Any) -> str:
         return next((piece.role for piece in group.slices if piece.role in OTHERS), "unit")

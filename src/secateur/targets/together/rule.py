@@ -104,7 +104,7 @@ class Together(Allocator):
 
     @classmethod
     def of(cls, rule: Any, what: What = "expert") -> Together:
-        """The rule for both that a name, a rule for units, or a mapping with both stands for.
+        """Make the rule for both kinds from a name, a rule for units, or a mapping with both rules.
 
         Args:
             rule: What the user passed. A mapping has rules by what they decide on, and perhaps ``share``.
@@ -146,22 +146,22 @@ class Together(Allocator):
 
     @property
     def solved(self) -> str:  # type: ignore[override]
-        """As the rule for units."""
+        """As for the rule for units."""
         return self.units.solved
 
     @property
     def knob_name(self) -> str:  # type: ignore[override]
-        """As the rule for units."""
+        """As for the rule for units."""
         return self.units.knob_name
 
     @property
     def spends(self) -> bool:  # type: ignore[override]
-        """As the rule for units."""
+        """As for the rule for units."""
         return self.units.spends
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
-        """The signals of both, paired by what they are used for. What is left whole needs no data."""
+        """The signals of both rules, paired by their use. What stays whole gets a signal without data."""
         units = ("magnitude",) if self.share == 1 else self.units.signals
         others = (FREE[self.what],) if self.share == 0 else self.others.signals
         found = zip_longest(units, others)
@@ -172,7 +172,7 @@ class Together(Allocator):
 
     @property
     def signals(self) -> tuple[Any, ...]:
-        """The same."""
+        """`pairs`."""
         return self.pairs
 
     def of_units_alone(self, graph: Graph, scores: ScoreTable) -> dict[str, dict[str, NDArray[np.float64]]]:
@@ -199,16 +199,16 @@ class Together(Allocator):
         return found
 
     def describe(self, certificates: Mapping[str, Any]) -> Description:
-        """As the rule for units; certified is what goes along each axis."""
+        """As for the rule for units; the certificate says how many units and others are removed."""
         found = self.units.describe({})
         return replace(found, certificate=self.certificate(certificates)) if certificates else found
 
     def certificates(
         self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
     ) -> dict[str, JsonValue]:
-        """By axis, how many went and of how many, and what this saves, in parameters and MACs.
+        """For units and for others: how many are removed, of how many, and the parameters and MACs saved.
 
-        The axes come one after the other: units save what they do where the others are gone.
+        The others are counted first. So units are counted in the model without these.
         """
         both = cast("Joined", graph)
         names = {group.name for group in both.others.groups}
@@ -230,13 +230,13 @@ class Together(Allocator):
         return {"axes": found}
 
     def certificate(self, found: Mapping[str, Any]) -> Certificate:
-        """Say what goes along each axis."""
+        """Say how many units and others are removed, and what this saves."""
         axes = found.get("axes", {})
         if not all({"removed", "of", "params", "macs"} <= axis.keys() for axis in axes.values()):
             return super().certificate(found)
         return Certificate(
             sentences=("One budget is spent along both axes.",),
-            note="Axes are counted one after the other: what goes along the first one saves its units too.",
+            note="Axes are counted one after the other: what is removed along the first saves its units too.",
             titles=("axis", "removed", "parameters saved", "MACs saved"),
             rows=tuple(
                 (
@@ -280,7 +280,7 @@ class Together(Allocator):
                 then = decide(rest, bounds, limits, steps, self.units.knob(budget))
             except UnreachableBudgetError as error:
                 raise self._in_shares(error, cast(Budget, budget), both) from error
-        # On the curve, what went first is gone before the first unit is.
+        # On the curve, all experts or blocks are removed before the first unit.
         knobs = [float(function.knob[0]) for function in steps.values() if len(function.knob)]
         start = np.nextafter(min(knobs, default=0.0), -np.inf)
         path = {name: _lowered(function, limits) for name, function in steps.items()}
@@ -296,10 +296,10 @@ class Together(Allocator):
         return super()._curve(graph, limits if self.share is None else Limits(max_ratio=1 - 1e-12), steps)
 
     def _share_within(self, both: Joined, limits: Limits, share: float) -> float:
-        """The share: all where no units may go, none where no experts or blocks may.
+        """The share within the limits: 1 if no units may be removed, 0 if no experts or blocks may.
 
         Raises:
-            NothingToPruneError: All of it is for what may not go.
+            NothingToPruneError: The whole saving is for a kind that may not be removed.
         """
         units, others = (self._ignored(part, both, limits) for part in (both.units, both.others))
         if (share == 0 and units is None) or (share == 1 and others is None):
@@ -342,8 +342,8 @@ class Together(Allocator):
     ) -> UnreachableBudgetError:
         """The error with `smallest` in the form of the budget, if that is a share of the dense cost."""
         said = (
-            f"{error} That is what stays once {self.what}s are gone, which save up to {self.share:g} of what "
-            "the budget saves; another share may reach it."
+            f"{error} This is the cost without the {self.what}s that are removed first, which save up to "
+            f"{self.share:g} of what the budget saves; another share may reach it."
         )
         name = "macs" if budget.macs is not None else "params"
         if not isinstance(getattr(budget, name), float):

@@ -38,7 +38,7 @@ class Way(NamedTuple):
         training: Whether in training mode, with gradients.
         method: The method to call; empty for ``forward``.
         gradients: Whether gradients are on in evaluation mode too.
-        answer: What conditions on values of tensors are answered with; None: what the values say.
+        answer: The outcome of all conditions on values of tensors; None: what the values say.
     """
 
     training: bool = False
@@ -47,11 +47,11 @@ class Way(NamedTuple):
     answer: bool | None = None
 
     def __str__(self) -> str:
-        """The words that follow the sizes in a message; empty for a plain run."""
-        said = f" of method {self.method}" if self.method else ""
-        said += " in training mode" if self.training else ""
+        """Say how the model runs, in words that follow the sizes in a message; empty for a plain run."""
+        words = f" of method {self.method}" if self.method else ""
+        words += " in training mode" if self.training else ""
         answered = f" where all conditions on values of tensors are {self.answer}"
-        return said if self.answer is None else said + answered
+        return words if self.answer is None else words + answered
 
 
 PLAIN = Way()
@@ -79,16 +79,16 @@ def run(
         kwargs: Keyword arguments.
         draws: The random numbers to use, if the outputs are compared with another run.
         way: How to run the model.
-        state: The model's state, if it is known already.
-        buffers: Takes what the pass leaves in the buffers, by name. The model's own are restored.
+        state: The model's state, if the caller has it already.
+        buffers: A dictionary that gets the buffers' values after the pass. The model's own are restored.
         double: Whether operators get float64 wherever the model names a shorter dtype.
     """
-    alone = all_double() if double else nullcontext()
+    not_shared = all_double() if double else nullcontext()
     with (
         evaluating(model, training=way.training, state=state),
         torch.set_grad_enabled(way.training or way.gradients),
         answering(way.answer),
-        alone if draws is None else draws.shared(double=double),
+        not_shared if draws is None else draws.shared(double=double),
     ):
         output = getattr(model, way.method or "__call__")(*args, **kwargs)
         if buffers is not None:
@@ -97,8 +97,8 @@ def run(
 
 
 def run_both(
-    ours: Runs,
-    theirs: Runs,
+    first: Runs,
+    second: Runs,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     draws: AnyDraws,
@@ -106,19 +106,20 @@ def run_both(
     """Run two models with the same random numbers and return the output tensors of both.
 
     Args:
-        ours: Runs one model.
-        theirs: Runs the other.
+        first: Runs one model.
+        second: Runs the other.
         args: Positional arguments.
         kwargs: Keyword arguments.
         draws: The random numbers to use.
     """
-    got, wanted = (runs(args, kwargs, draws) for runs in (ours, theirs))
+    got, wanted = (runs(args, kwargs, draws) for runs in (first, second))
     if draws.narrowed:
-        got = ours(args, kwargs, draws)
+        got = first(args, kwargs, draws)
     return got, wanted
 
 
 _FILLED = 1e4
+"""Numbers from here on may be masks, such as -1e9."""
 
 
 def rounding_of(outputs: list[torch.Tensor]) -> float:
@@ -135,23 +136,24 @@ def largest(tensor: torch.Tensor) -> float:
     return max(-low, high)
 
 
-def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+def relative_difference(outputs: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     """Compute the largest max|a - b| / max|b| over all outputs; infinite if their number or shapes differ.
 
-    Positions that are not finite in both, such as masks filled with -inf, count as equal. Where only one is
-    not finite, the result is infinite. Equal numbers from 10,000 on are masks as well, such as -1e9: beside
-    them any other difference would look small.
+    `a` is one of `outputs` and `b` the expected one. Positions that are not finite in both, such as masks
+    filled with -inf, count as equal. Where only one is not finite, the result is infinite. Equal numbers from
+    10,000 on are left out, since they are masks as well, such as -1e9: a scale of that size would make any
+    other difference look small.
     """
-    if len(ours) != len(theirs) or any(a.shape != b.shape for a, b in zip(ours, theirs, strict=True)):
+    if [tensor.shape for tensor in outputs] != [tensor.shape for tensor in expected]:
         return float("inf")
     worst = 0.0
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(outputs, expected, strict=True):
         if a.is_complex() != b.is_complex():
             return float("inf")
         if a.is_complex():
             a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
         a, b = a.double(), b.double()
-        if b.numel() and not largest(b) < _FILLED:  # some may be masks or not finite, seldom
+        if b.numel() and not largest(b) < _FILLED:  # rarely: some are masks, or not finite
             finite = torch.isfinite(b)
             if not torch.equal(torch.isfinite(a), finite):
                 return float("inf")
@@ -173,7 +175,7 @@ def run_in_double(
     way: Way = PLAIN,
     buffers: dict[str, torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
-    """Run a float64 copy of a model on float64 inputs, whatever the model casts to; see `run`."""
+    """Run a float64 copy of a model on float64 inputs, also where the model casts; see `run`."""
     return run_doubled(double_copy(model), args, kwargs, draws, way, buffers=buffers)
 
 
@@ -201,7 +203,7 @@ class Double:
     """
 
     def __init__(self, model: nn.Module, *, own: bool = False) -> None:
-        """Make the copy. With `own`, the model itself is changed, since nothing else needs it."""
+        """Make the copy. With `own`, convert the model itself instead, since nothing else needs it."""
         self.model = in_double(model) if own else double_copy(model)
         self.state = State(self.model)
 
@@ -229,7 +231,7 @@ def double_copy(model: M) -> M:
     """Copy a model, with parameters, buffers and tensor attributes in float64.
 
     Hooks that only watch what a user sets later do nothing in the copy; see
-    `secateur.targets.units.later_calls.held`.
+    `secateur.targets.units.later_calls.callcheck`.
     """
     hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
     return in_double(duplicate(model, {id(h): _idle for h in hooks if getattr(h, "only_watches", False)}))
@@ -242,8 +244,8 @@ def _idle(*_: Any) -> None:
 def in_double(model: M) -> M:
     """Convert parameters, buffers and other tensors that a model keeps to float64, in place; return it."""
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for tensor in held.values():
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
                 if tensor is not None and (tensor.is_complex() or is_mapped(tensor)):
                     tensor.data = _double(tensor.data)
     double = model.double()
@@ -265,18 +267,18 @@ def require_same(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch
     """Compare tensors bit for bit, by name.
 
     Args:
-        expected: Of the model in `what`.
-        found: Of the pruned model.
-        what: For the message.
+        expected: The tensors of the reference model.
+        found: The tensors of the pruned model.
+        what: The reference model, in words for the message.
 
     Raises:
         VerificationError: A tensor differs, or only one of the models has it.
     """
     for name in (*expected, *(name for name in found if name not in expected)):
-        there, here = expected.get(name), found.get(name)
-        if there is not None and here is not None and there.shape == here.shape:
-            there = there.to(here.device)
-            if bool(((there == here) | ((there != there) & (here != here))).all()):  # NaN counts as equal
+        wanted, got = expected.get(name), found.get(name)
+        if wanted is not None and got is not None and wanted.shape == got.shape:
+            wanted = wanted.to(got.device)
+            if bool(((wanted == got) | ((wanted != wanted) & (got != got))).all()):  # NaN counts as equal
                 continue
         raise VerificationError(
             f"verify: expected the tensors of the {what}, got others for {name}. Repair and training change "

@@ -1,20 +1,19 @@
-"""Several plans in a row as one plan for the dense model."""
+"""Two plans that were applied one after the other, as one plan for the dense model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur.errors import PlanError
 from secateur.graph.groups import Group
+from secateur.graph.kept import Removed
 from secateur.group_decision import GroupDecision, SliceDecision
 from secateur.plan import Plan
 from secateur.targets.units.record import Record
 from secateur.targets.units.tensors import removed_positions
-
-Gone = Mapping[str, Mapping[int, NDArray[np.int64]]]
 
 
 def compose(first: Record, then: Record) -> Record:
@@ -47,19 +46,19 @@ def compose_plans(earlier: Plan, later: Plan) -> Plan:
     Raises:
         PlanError: The later plan removes units that the dense model does not have.
     """
-    gone = removed_positions(earlier)
+    removed = removed_positions(earlier)
     more = {group.name: group for group in later.groups}
-    if odd := [name for name in split(later.groups, earlier) if more[name].removed]:
+    changed = split(later.groups, earlier)
+    if odd := [name for name in changed if more[name].removed]:
         raise PlanError(
             f"compose: expected a second plan for the units that the first one left, got group "
             f"{odd[0]!r}, whose units are others. Leave this group whole in the second plan."
         )
-    apart = set(split(later.groups, earlier))
     groups = tuple(
-        _both(group, more[group.name], gone) if group.name in more and group.name not in apart else group
+        _both(group, more[group.name], removed) if group.name in more and group.name not in changed else group
         for group in earlier.groups
     )
-    made = Plan.model_validate(
+    composed = Plan.model_validate(
         {
             **dict(later),
             "fingerprint": earlier.fingerprint,
@@ -70,11 +69,11 @@ def compose_plans(earlier: Plan, later: Plan) -> Plan:
             "certificates": {},
         }
     )
-    return made.of_graph() if earlier.slices_known and later.slices_known else made
+    return composed.of_graph() if earlier.slices_known and later.slices_known else composed
 
 
 def split(groups: Iterable[Group | GroupDecision], earlier: Plan) -> tuple[str, ...]:
-    """Return the groups of a pruned model whose units are not units of the dense model.
+    """Return the names of groups of a pruned model whose units are not units of the dense model.
 
     An example is a grouped convolution of which one block is left. Then its channels can be removed one by
     one. In the dense model they cannot, so no plan for the dense model can say that.
@@ -92,11 +91,11 @@ def _axes(group: Group | GroupDecision) -> list[tuple[str, int, str]]:
     return [(piece.tensor, piece.axis, piece.role) for piece in group.slices]
 
 
-def _both(group: GroupDecision, more: GroupDecision, gone: Gone) -> GroupDecision:
-    removed = np.array(group.removed, np.int64)
-    units = _before(np.array(more.removed, np.int64), removed)
+def _both(group: GroupDecision, more: GroupDecision, removed: Removed) -> GroupDecision:
+    """Return the decision on a group of the dense model that removes what both decisions remove."""
+    units = _before(np.array(more.removed, np.int64), np.array(group.removed, np.int64))
     slices = tuple(
-        _with(old, {*old.removed, *_dense(new, gone)})
+        _with(old, {*old.removed, *_dense(new, removed)})
         for old, new in zip(group.slices, more.slices, strict=True)
     )
     together = tuple(sorted({*group.removed, *map(int, units)}))
@@ -109,9 +108,9 @@ def _with(piece: SliceDecision, removed: set[int]) -> SliceDecision:
     return piece.model_copy(update={"removed": tuple(sorted(removed))})
 
 
-def _dense(piece: SliceDecision, gone: Gone) -> set[int]:
+def _dense(piece: SliceDecision, removed: Removed) -> set[int]:
     """Return the positions that a slice of the pruned model loses, as positions in the dense model."""
-    earlier = gone.get(piece.tensor, {}).get(piece.axis, np.zeros(0, np.int64))
+    earlier = removed.get(piece.tensor, {}).get(piece.axis, np.zeros(0, np.int64))
     return {int(p) for p in _before(np.array(piece.removed, np.int64), earlier)}
 
 

@@ -31,12 +31,11 @@ def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
 
     A module may keep tensors that a forward pass computed, such as its last feature map. They are copied
     without their history. Objects that Python cannot copy, such as locks and open files, are shared.
-    Functions and hooks that were made with a part of the model at hand (``lambda x: self.layer(x)``) get
-    that of the copy.
+    Functions and hooks that use a part of the model (``lambda x: self.layer(x)``) use that of the copy.
 
     Args:
         model: The model.
-        memo: Objects that take the place of others, by the id of those.
+        memo: Objects to use in place of copies, by the ids of the originals.
 
     Raises:
         ApplyError: The model cannot be copied.
@@ -58,11 +57,11 @@ def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
         ) from error
 
 
-def _rebind(held: Any, memo: dict[int, object]) -> None:
-    """Give functions, among attributes or hooks, the copies of what they hold of the model."""
-    for key, value in list(held.items()):
+def _rebind(attributes: Any, memo: dict[int, object]) -> None:
+    """Let functions, among attributes or hooks, use the copies of parts of the model in their closures."""
+    for key, value in list(attributes.items()):
         if isinstance(value, types.FunctionType):
-            held[key] = _rebound(value, memo)
+            attributes[key] = _rebound(value, memo)
         elif type(value) is OrderedDict and value and not isinstance(value, nn.Module):
             _rebind(value, memo)
 
@@ -71,9 +70,9 @@ def _rebound(function: types.FunctionType, memo: dict[int, object]) -> types.Fun
     cells = list(function.__closure__ or ())
     for number, cell in enumerate(cells):
         with contextlib.suppress(ValueError):  # a variable that has no value yet
-            held = cell.cell_contents
-            if memo.get(id(held), held) is not held:
-                cells[number] = types.CellType(memo[id(held)])
+            value = cell.cell_contents
+            if memo.get(id(value), value) is not value:
+                cells[number] = types.CellType(memo[id(value)])
     if all(map(operator.is_, cells, function.__closure__ or ())):
         return function
     made = types.FunctionType(
@@ -85,7 +84,7 @@ def _rebound(function: types.FunctionType, memo: dict[int, object]) -> types.Fun
 
 
 def _note(model: nn.Module, memo: dict[int, object]) -> None:
-    """Add to `memo` what takes the place of objects that `copy.deepcopy` refuses."""
+    """Add to `memo` substitutes for objects that `copy.deepcopy` refuses, or copies slowly."""
     seen: set[int] = set()
     pending: list[Any] = [model]
     while pending:
@@ -132,7 +131,7 @@ def _copies(value: Any) -> bool:
     return True
 
 
-_WAYS = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__", "__setstate__")
+_COPY_METHODS = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__", "__setstate__")
 
 
 class Whole:
@@ -155,23 +154,23 @@ class Whole:
 
     def __call__(self, argument: Any) -> Any:
         """Return a copy of the module, or how to make one, as Python asks."""
-        held = {k: v for k, v in vars(self.module).items() if not isinstance(v, Whole)}
+        attributes = {k: v for k, v in vars(self.module).items() if not isinstance(v, Whole)}
         new, of = object.__new__, (type(self.module),)
         if self.name != "__deepcopy__":
-            return new, of, held, None, None, _hold
+            return new, of, attributes, None, None, _restore
         made = argument[id(self.module)] = new(*of)
-        _hold(made, copy.deepcopy(held, argument))
+        _restore(made, copy.deepcopy(attributes, argument))
         return made
 
 
-def _hold(module: nn.Module, held: dict[str, Any]) -> None:
-    vars(module).update(held)
+def _restore(module: nn.Module, attributes: dict[str, Any]) -> None:
+    vars(module).update(attributes)
     keep_whole(module)
 
 
 def keep_whole(module: nn.Module) -> None:
     """Let copies and pickles of a module keep all its attributes, even if its class leaves some out."""
-    if any(name in vars(cls) for cls in type(module).__mro__ if _is_foreign(cls) for name in _WAYS):
+    if any(name in vars(cls) for cls in type(module).__mro__ if _is_foreign(cls) for name in _COPY_METHODS):
         for name in ("__deepcopy__", "__reduce_ex__"):
             vars(module)[name] = Whole(module, name)
 

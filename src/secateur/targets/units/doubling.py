@@ -1,4 +1,4 @@
-"""Float64 everywhere: operators get it wherever a model's own code names a shorter dtype."""
+"""Float64 everywhere: operators get float64 wherever a model's own code names a shorter dtype."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Operators(dict[Any, Need | None]):
 
 
 def names_shorter(args: Iterable[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operator is given a dtype in place of which it would get a longer one."""
+    """Whether an operator is given a dtype that is shorter than float64."""
     return any(isinstance(value, torch.dtype) and value in _DOUBLE for value in (*args, *kwargs.values()))
 
 
@@ -110,9 +110,9 @@ _SHORTENING = {
 
 
 class _CallsInDouble(TorchFunctionMode):
-    """Inside, what Python code calls gets float64 for each shorter dtype that it names.
+    """Inside, calls of Python code get float64 for each shorter dtype that they name.
 
-    Far cheaper than `_AllDouble`, and blind to what casts below Python, as a scripted function does.
+    This is far cheaper than `_AllDouble`, but misses casts outside of Python code, as in a scripted function.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

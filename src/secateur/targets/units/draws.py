@@ -38,13 +38,13 @@ class Draws:
     Attributes:
         narrowed: Whether a pass drew a tensor of another size than an earlier pass. The earlier pass then had
             other numbers, and has to be run again.
-        seed: Where the first pass starts.
-        operators: What operators need, for all passes that are given it.
-        cast: Whether a pass in float64 cast to a shorter dtype below its Python code, as a scripted function
-            does, or by an argument that is no dtype.
-        unlike: What could not be shared, in words. Two passes drew with different operators, ranks or numbers
-            of draws, or with other sizes where the numbers depend on computed values. Empty if all was
-            shared.
+        seed: The seed of the first pass.
+        operators: What each operator needs; all passes that get this object use it.
+        cast: Whether a pass in float64 cast to a shorter dtype outside of its Python code, as a scripted
+            function does, or by an argument that is no dtype.
+        unlike: What could not be shared, in words: two passes drew with different operators, ranks or numbers
+            of draws, or with different sizes although the numbers depend on computed values. Empty if all
+            was shared.
 
     Example:
         >>> draws = Draws()
@@ -62,14 +62,14 @@ class Draws:
         self.cast = False
         self.unlike = ""
         self.seed = seed
-        self._known: list[tuple[str, torch.Tensor]] = []
+        self._drawn: list[tuple[str, torch.Tensor]] = []  # by draw: the operator, and the shared numbers
         self._position = 0
         self._recorded = False
 
     @property
     def count(self) -> int:
         """The number of draws in a pass."""
-        return len(self._known)
+        return len(self._drawn)
 
     @contextmanager
     def shared(self, *, double: bool = False) -> Iterator[None]:
@@ -84,8 +84,8 @@ class Draws:
             _Drawing(self, double=double),
         ):
             yield
-        if self._position != len(self._known):
-            self._differ(f"{len(self._known)} draws and {self._position}")
+        if self._position != len(self._drawn):
+            self._differ(f"{len(self._drawn)} draws and {self._position}")
         self._recorded = True
 
     def in_double(self) -> AbstractContextManager[None]:
@@ -102,20 +102,20 @@ class Draws:
         """
         self._position += 1
         if not self._recorded:
-            self._known.append((name, fresh.clone()))
+            self._drawn.append((name, fresh.clone()))
             return fresh
-        if self._position > len(self._known):
+        if self._position > len(self._drawn):
             return fresh
-        before, known = self._known[self._position - 1]
-        if before != name or known.ndim != fresh.ndim or (fixed and known.shape != fresh.shape):
-            self._differ(f"{before} {list(known.shape)} and {name} {list(fresh.shape)}")
+        before, shared = self._drawn[self._position - 1]
+        if before != name or shared.ndim != fresh.ndim or (fixed and shared.shape != fresh.shape):
+            self._differ(f"{before} {list(shared.shape)} and {name} {list(fresh.shape)}")
             return fresh
         for axis, size in enumerate(fresh.shape):
-            if known.shape[axis] not in (1, size):
-                known = known.narrow(axis, 0, 1)
+            if shared.shape[axis] not in (1, size):
+                shared = shared.narrow(axis, 0, 1)
                 self.narrowed = True
-        self._known[self._position - 1] = name, known
-        return fresh.copy_(known)
+        self._drawn[self._position - 1] = name, shared
+        return fresh.copy_(shared)
 
     def restart(self, name: str, shape: torch.Size) -> None:
         """Seed the generator in the same way in all passes, for a draw that depends on computed values."""
@@ -123,18 +123,19 @@ class Draws:
         self.same(name, torch.zeros(shape, dtype=torch.bool), fixed=True)
 
     def _differ(self, what: str) -> None:
+        """Note the first difference."""
         self.unlike = self.unlike or what
 
 
 class NoDraws:
-    """In place of `Draws` for passes in float64 that draw nothing: far cheaper, and says if one does draw.
+    """A far cheaper substitute for `Draws`, for passes in float64 that draw nothing. It notes if one draws.
 
-    Nothing watches the operators. So each pass has the numbers of the seed, whatever its sizes, and casts
-    below Python code are made. A watched pass tells beforehand whether a model does either.
+    Nothing watches the operators. So each pass gets the numbers of the seed, whatever its sizes, and casts
+    outside of Python code stay. A watched pass has shown before that the model does neither.
 
     Attributes:
         drew: Whether a pass drew random numbers.
-        watched: The random numbers for passes that do draw.
+        watched: The `Draws` for passes that draw.
         narrowed: False, as nothing has to be shared.
         unlike: Empty, for the same reason.
     """

@@ -11,8 +11,8 @@ from secateur.errors import ArtefactError
 from secateur.graph.wording import ANY, CHOICES
 from secateur.plan import Plan
 from secateur.targets.units.graph_form.program import Program
+from secateur.targets.units.later_calls.callcheck import resume
 from secateur.targets.units.later_calls.flagged import Refused
-from secateur.targets.units.later_calls.held import resume
 
 Form = Literal["module", "graph", "masked"]
 
@@ -73,8 +73,8 @@ def _takes(model: nn.Module, record: Record) -> str:
         said = model.narrowed(record.plan.inputs).sentence(program=True)
     else:
         said = record.plan.inputs.sentence()
-    looked = record.plan.inputs.open or record.plan.inputs.fixed
-    return f"{said} {CHOICES}" if looked else said
+    tried = record.plan.inputs.open or record.plan.inputs.fixed
+    return f"{said} {CHOICES}" if tried else said
 
 
 def record_of(model: nn.Module) -> Record:

@@ -1,4 +1,4 @@
-"""Models that Accelerate has spread over the CPU, a disk and a device: the same module with its values.
+"""Models that Accelerate has spread over the CPU, a disk and a device: copies that have all values.
 
 With a device map, a layer's own weight is often an empty tensor on the device ``meta``, and a hook fetches
 the values when the layer is called. No capture can follow that. So units are removed from a copy without
@@ -35,16 +35,16 @@ def gathered(model: nn.Module) -> nn.Module:
     hooked = [module for module in model.modules() if _HOOK in vars(module)]
     if not hooked:
         return model
-    made: dict[int, Tensor] = {}  # the values, by the id of what stands for them
-    known: list[Tensor] = []
+    values: dict[int, Tensor] = {}  # by the id of the tensor on ``meta`` that stands for them
+    loaded: list[Tensor] = []
     for _, _, own in _tensors(model):
         if not own.is_meta:
-            made[id(own)] = own
-            known.append(own)
+            values[id(own)] = own
+            loaded.append(own)
     for module, name, own in _tensors(model):
-        if id(own) not in made:
-            made[id(own)] = _value(module, name, own, known)
-    memo: dict[int, object] = {**made}
+        if id(own) not in values:
+            values[id(own)] = _value(module, name, own, loaded)
+    memo: dict[int, object] = {**values}
     for module in hooked:
         memo[id(vars(module)[_HOOK])] = None
     plain = duplicate(model, memo)
@@ -62,18 +62,18 @@ def _tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
                 yield module, name, tensor
 
 
-def _value(module: nn.Module, name: str, own: Tensor, known: list[Tensor]) -> Tensor:
-    """Return the values of a tensor on ``meta``: a known one if they are tied, else a new one."""
+def _value(module: nn.Module, name: str, own: Tensor, loaded: list[Tensor]) -> Tensor:
+    """Return the values of a tensor on ``meta``: one of `loaded` if the two are tied, else a new tensor."""
     value = stored(module, name)
     in_memory = is_in_memory(module, name)
-    for other in known:
+    for other in loaded:
         same = other.data_ptr() == value.data_ptr() if in_memory else is_tied(module, name)
         if same and _equal(other, value):
             return other
     if not in_memory and value.nbytes >= mapped.SMALL:  # read from the disk: it must not stay in memory
         value = mapped.empty_file(value.numel(), value.dtype).view(value.shape).copy_(value)
     found = nn.Parameter(value, own.requires_grad) if isinstance(own, nn.Parameter) else value
-    known.append(found)
+    loaded.append(found)
     return found
 
 
@@ -83,14 +83,14 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def _restore_forward(module: nn.Module) -> None:
     """Take Accelerate's hook off a module of the copy."""
-    held: dict[str, Any] = vars(module)
-    if _HOOK not in held:
+    own: dict[str, Any] = vars(module)
+    if _HOOK not in own:
         return
-    del held[_HOOK]
-    held.pop("forward", None)
-    before = held.pop(_FORWARD, None)
+    del own[_HOOK]
+    own.pop("forward", None)
+    before = own.pop(_FORWARD, None)
     if before is not None and getattr(before, "__func__", None) is not type(module).forward:
-        held["forward"] = before  # one of the module's own, which the hook has wrapped
+        own["forward"] = before  # one of the module's own, which the hook has wrapped
 
 
 def _check_devices(model: nn.Module) -> None:

@@ -23,8 +23,9 @@ def removed_positions(plan: Plan, *, consumed_only: bool = False) -> dict[str, d
 
     Args:
         plan: The decision.
-        consumed_only: Only where units are read: there zeros do what removal does. What a product of
-            activations reads, such as queries and keys, is zero in the tensors that produce it.
+        consumed_only: Whether to return only positions where zeros do the same as a removal: in weights that
+            read units; and, for units that a product of activations reads, such as queries and keys, in the
+            weights that produce them.
     """
     found: dict[str, dict[int, set[int]]] = {}
     for group in plan.groups:
@@ -83,6 +84,14 @@ def cut_like(tensor: torch.Tensor, removed: Removed) -> torch.Tensor:
     return smaller
 
 
+def submodule_called(model: nn.Module, path: str) -> nn.Module | None:
+    """Return the submodule at a path; None if there is none."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
 def tensor_called(model: nn.Module, name: str) -> torch.Tensor:
     """Return the parameter, buffer or tensor attribute with this name.
 
@@ -90,10 +99,7 @@ def tensor_called(model: nn.Module, name: str) -> torch.Tensor:
         ApplyError: The model has none.
     """
     path, _, leaf = name.rpartition(".")
-    try:
-        found = getattr(model.get_submodule(path), leaf)
-    except AttributeError:
-        found = None
+    found = getattr(submodule_called(model, path), leaf, None)
     if isinstance(found, torch.Tensor):
         return found
     if name.startswith(UNNAMED):

@@ -77,7 +77,7 @@ class Transition:
 def sweep(
     model: nn.Module,
     fit: Calibration,
-    held: Calibration,
+    held_out: Calibration,
     rules: Mapping[str, str | Allocates],
     sparsities: Sequence[float],
     *,
@@ -93,7 +93,7 @@ def sweep(
     Args:
         model: The dense model. It is not changed.
         fit: Data for scores, curves and repairs.
-        held: Labelled data to measure on.
+        held_out: Labelled data to measure on.
         rules: Allocators, as names or instances, by the name to show.
         sparsities: Fractions of the weights to remove.
         criterion: Scores the weights of each layer: a name from `secateur.signals.weights.score.CRITERIA`.
@@ -107,9 +107,9 @@ def sweep(
     for name, sparsity, plan in allocations(model, fit, rules, sparsities, criterion=criterion, seed=seed):
         small = apply(model, plan, graph)
         REPAIRS[repair](Masked(small, model, plan, graph), fit)
-        found = evaluate(small, held)
+        found = evaluate(small, held_out)
         points.append(Point(name, sparsity, found.loss, found.accuracy))
-    return Transition(evaluate(model, held), tuple(points), share)
+    return Transition(evaluate(model, held_out), tuple(points), share)
 
 
 def allocations(

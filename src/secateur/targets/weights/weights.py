@@ -17,7 +17,7 @@ from secateur.common.models import unwrap
 from secateur.common.offload import same_tensor
 from secateur.errors import NothingToPruneError, SettingError
 from secateur.graph.graph import fingerprint
-from secateur.graph.weight import WeightGroup
+from secateur.graph.groups import WeightGroup
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

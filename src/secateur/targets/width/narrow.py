@@ -17,7 +17,7 @@ from secateur.plan import Plan
 from secateur.targets.units.apply import apply
 from secateur.targets.units.compare import double_copy, relative_difference, run_in_double
 from secateur.targets.units.copying import duplicate
-from secateur.targets.units.later_calls.held import suspend
+from secateur.targets.units.later_calls.callcheck import suspend
 from secateur.targets.width.rotate import TOLERANCE, change, factors_of, helmert
 from secateur.targets.width.stream import Stream, find_stream
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.targets.units.later_calls.flagged import Refused, switches
+from secateur.targets.units.later_calls.flagged import Refused, flag_values
 
 
 class Kind(enum.Enum):
@@ -196,7 +196,7 @@ def test_a_flag_set_between_trace_and_apply_is_refused_in_words() -> None:
     graph, plan, *_ = pruned(model)
     model.pooled, model.calls = True, 4
     for form in ("auto", "module", "graph"):
-        with pytest.raises(sc.ApplyError, match=r"model.pooled = True, then False.*Trace it again"):
+        with pytest.raises(sc.ApplyError, match=r"model.pooled = True, then False.*Trace the model again"):
             sc.apply(model, plan, form, graph=graph)
     model.pooled = False
     model.kind = Kind.OTHER
@@ -268,8 +268,8 @@ def test_flags_are_tried_without_a_trace_in_the_model() -> None:
     torch.manual_seed(0)
     model = Own().double().eval()
     before = dict(vars(model))
-    found = switches(model, sc.trace(model, INPUTS))
-    tried = {str(switch.flags[0]) for switch in found if switch.occasions}
+    found = flag_values(model, sc.trace(model, INPUTS))
+    tried = {str(switch.flags[0]) for switch in found if switch.cases}
     assert tried == {"model.pooled = True", "model.kind = <Kind.OTHER: 2>"}
     assert "softmax" in found[0].line
     assert vars(model) == before

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.targets.units.later_calls import held
+from secateur.targets.units.later_calls import callcheck
 
 WAYS = {
     "per unit": lambda net, h: h.tanh(),
@@ -85,7 +85,9 @@ def test_a_number_that_is_no_switch_is_looked_into_a_few_times(
 ) -> None:
     small, masked = pruned(Net().double().eval(), x)
     looked = []
-    monkeypatch.setattr(held, "_tried", lambda *a, tried=held._tried: looked.append(a) or tried(*a))
+    monkeypatch.setattr(
+        callcheck, "_run_once", lambda *a, tried=callcheck._run_once: looked.append(a) or tried(*a)
+    )
     for step in range(40):
         for _ in range(2):
             torch.testing.assert_close(small(x, step=step), masked(x, step=step))

@@ -26,7 +26,7 @@ _PLAIN = (type(None), bool, int, float, str)
 
 @dataclass(frozen=True)
 class Leaf:
-    """One input: the dtype and sizes of a tensor, or a constant. Sizes may be symbolic expressions."""
+    """One input: a tensor, with its dtype and sizes, or a constant. Sizes may be symbolic expressions."""
 
     name: str
     dtype: torch.dtype | None = None
@@ -62,8 +62,8 @@ class Accepts:
         conditions: The conditions that sizes must satisfy, each with the line of code that needs it.
         least: The smallest allowed value of each symbolic size.
         batch: The symbolic sizes that are the batch size.
-        states: The known combinations of dtypes: of parameters, of inputs, and whether autocast is on.
-        refused: For combinations that are not known, the reason.
+        states: The allowed combinations: dtypes of parameters, dtypes of inputs, and whether autocast is on.
+        refused: For some other combinations, the reason.
         one_sample: Whether the program also takes a single sample.
     """
 
@@ -114,9 +114,9 @@ class Accepts:
             leaves.append(Leaf(name, value.dtype, tuple(sizes)))
             batch.update(s for k, s in enumerate(sizes) if (name, k) in batch_places)
             environment = next((s.node.shape_env for s in shape if is_open(s)), environment)
-        known = {s for leaf in leaves for s in leaf.sizes if isinstance(s, sympy.Symbol)}
-        conditions = [] if environment is None else _conditions(environment, known, lines)
-        least = {s: int(r.lower) for s, r in program.range_constraints.items() if s in known}
+        symbols = {s for leaf in leaves for s in leaf.sizes if isinstance(s, sympy.Symbol)}
+        conditions = [] if environment is None else _conditions(environment, symbols, lines)
+        least = {s: int(r.lower) for s, r in program.range_constraints.items() if s in symbols}
         parameters, defaults = signature_of(model)
         structure = program.call_spec.in_spec
         return cls(
@@ -124,14 +124,14 @@ class Accepts:
             frozenset(batch),
         )  # fmt: skip
 
-    def knowing(self, facts: Facts) -> Accepts:
-        """Add the known dtypes, and whether a single sample is taken."""
+    def with_facts(self, facts: Facts) -> Accepts:
+        """Add which dtypes are allowed, and whether a single sample is."""
         return replace(
             self, states=frozenset(facts.states), refused=facts.refused, one_sample=facts.one_sample
         )
 
     def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
-        """Arrange arguments as in the capture: the same by position, the same by name.
+        """Arrange arguments as in the capture, where some were passed by position and others by name.
 
         Raises:
             InputError: They are not the arguments of the capture.
@@ -144,8 +144,8 @@ class Accepts:
             if name in given:
                 first.append(given.pop(name))
         rest = {k: given[k] if k in given else self.defaults.get(k, _Missing) for k in order}
-        known = {*self.parameters[:count], *order}
-        extra = [k for k, v in given.items() if k not in known and not self._is_default(k, v)]
+        captured = {*self.parameters[:count], *order}
+        extra = [k for k, v in given.items() if k not in captured and not self._is_default(k, v)]
         missing = [k for k, v in rest.items() if v is _Missing]
         if len(first) != count or extra or missing or len(args) > max(count, len(self.parameters)):
             wanted = [*(self.parameters or ("?",))[:count], *(f"{k}=" for k in order)]
@@ -214,11 +214,11 @@ class Accepts:
                 raise InputError(
                     f"{self.name}: input {leaf.name}: expected {leaf.dtype}, got {value.dtype}. {OTHERWISE}"
                 )
-        known = "; ".join(sorted(_described(s) for s in self.states))
+        allowed = "; ".join(sorted(_described(s) for s in self.states))
         why = f" ({self.refused[state]})" if state in self.refused else ""
         raise InputError(
             f"{self.name}: expected dtypes in which the captured program is known to compute what the model "
-            f"does: {known}; got {_described(state)}{why}. {OTHERWISE}"
+            f"does: {allowed}; got {_described(state)}{why}. {OTHERWISE}"
         )
 
     def check_sizes(self, tensors: Sequence[tuple[Leaf, torch.Tensor]]) -> None:
@@ -234,7 +234,8 @@ class Accepts:
         for leaf, value in tensors:
             if value.ndim != len(leaf.sizes):
                 raise InputError(
-                    f"{self.name}: input {leaf.name}: expected {len(leaf.sizes)} axes, got {value.ndim}."
+                    f"{self.name}: input {leaf.name}: expected {len(leaf.sizes)} axes, got {value.ndim}. "
+                    f"{OTHERWISE}"
                 )
             for axis, (size, got) in enumerate(zip(leaf.sizes, value.shape, strict=True)):
                 place = f"axis {axis} of {leaf.name}"
@@ -256,7 +257,7 @@ class Accepts:
                     f"{self.name}: expected {found[size][1]} to be at least {self.least.get(size, 2)}, got "
                     f"{found[size][0]}: smaller ones may be computed in another way. {OTHERWISE}"
                 )
-        computed = [
+        computed = [  # sizes that follow from others
             (sympy.Eq(size, got), "")
             for leaf, value in tensors
             for size, got in zip(leaf.sizes, value.shape, strict=True)
@@ -267,8 +268,8 @@ class Accepts:
                 names = {s: sympy.Symbol(place) for s, (_, place) in found.items()}
                 sizes = ", ".join(f"{place} is {n}" for n, place in found.values())
                 raise InputError(
-                    f"{self.name}: expected sizes for which {_written(condition.xreplace(names))}, as "
-                    f"those it was captured with{f' ({line})' if line else ''}, got: {sizes}. {OTHERWISE}"
+                    f"{self.name}: expected sizes for which {_written(condition.xreplace(names))}, as in the "
+                    f"capture{f' ({line})' if line else ''}, got: {sizes}. {OTHERWISE}"
                 )
 
 
@@ -303,12 +304,12 @@ def signature_of(model: nn.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
     return names, {p.name: p.default for p in found if type(p.default) in _PLAIN}
 
 
-def _conditions(environment: Any, known: set[Any], lines: Mapping[Any, str]) -> list[tuple[Any, str]]:
-    """Return what the capture assumed about sizes, and the line of code behind each assumption."""
+def _conditions(environment: Any, symbols: set[Any], lines: Mapping[Any, str]) -> list[tuple[Any, str]]:
+    """Return what the capture assumed about these symbols, and the line of code behind each assumption."""
     found = []
     for guard in environment.guards:
         condition = environment.replace(guard.expr)
-        if condition is not sympy.true and condition.free_symbols <= known:
+        if condition is not sympy.true and condition.free_symbols <= symbols:
             place = getattr(getattr(guard, "sloc", None), "framework_loc", None)  # no public record
             line = lines.get(guard.expr) or line_of(place)
             found.append((getattr(condition, "canonical", condition), line))

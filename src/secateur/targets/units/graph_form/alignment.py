@@ -39,14 +39,14 @@ class Difference:
     Attributes:
         call: The number of the call.
         place: The place of the value in the call's arguments.
-        ours: The value in the first capture.
-        theirs: The value in the second capture.
+        first: The value in the first capture.
+        second: The value in the second capture.
     """
 
     call: int
     place: Place
-    ours: Any
-    theirs: Any
+    first: Any
+    second: Any
 
 
 class Steps:
@@ -56,7 +56,7 @@ class Steps:
         nodes: The calls, then the output.
         number: For each call, its number among these.
         sources: For each node that holds a tensor or an input of the model, where it comes from.
-        behind: For each source, its node.
+        node_of: For each source, its node.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
@@ -71,18 +71,18 @@ class Steps:
                 self.sources[node] = ("tensor", name)
         self.nodes: list[fx.Node] = []
         self.number: dict[fx.Node, int] = {}
-        self.behind = {source: node for node, source in self.sources.items()}
+        self.node_of = {source: node for node, source in self.sources.items()}
         for node in program.graph.nodes:
-            if node in dead or not (node.op == "output" or _computes(node)) or self._counts(node):
+            if node in dead or not (node.op == "output" or _computes(node)) or self._counts_batches(node):
                 continue
             if _takes_all(node) and node.args[0] in self.sources:
                 self.sources[node] = self.sources[node.args[0]]
                 continue
             source: Source = ("call", len(self.nodes))
-            self.number[node], self.sources[node], self.behind[source] = len(self.nodes), source, node
+            self.number[node], self.sources[node], self.node_of[source] = len(self.nodes), source, node
             self.nodes.append(node)
 
-    def _counts(self, node: fx.Node) -> bool:
+    def _counts_batches(self, node: fx.Node) -> bool:
         """Whether a call counts the batches of a batch norm. Captures have it in training mode only."""
         if operator_name(node) != "aten.add_.Tensor":
             return False
@@ -94,31 +94,31 @@ class Steps:
 
         Returns:
             The arguments with other values; and the arguments whose true source only the other capture shows.
-            The second kind arises where an operator returned its own operand. A capture then mistakes every
-            later use of the operand for a use of the result: after ``y = dropout(x)`` in evaluation mode,
-            ``x + y`` reads as ``y + y``.
+            Such arguments occur after an operator that returned its own operand. A capture then mistakes
+            every later use of the operand for a use of the result: after ``y = dropout(x)`` in evaluation
+            mode, ``x + y`` becomes ``y + y``.
 
         Raises:
             PathsDifferError: The two do not run the same operators on the same values.
         """
         differences: list[Difference] = []
         true: dict[tuple[int, Place], Source] = {}
-        for k, (ours, theirs) in enumerate(zip(self.nodes, other.nodes, strict=False)):
-            if ours.target != theirs.target or modes_of(ours) != modes_of(theirs):
-                raise PathsDifferError(where(theirs) or where(ours) or theirs.name)
-            mine, its = dict(arguments(ours)), dict(arguments(theirs))
-            if mine.keys() != its.keys():
-                raise PathsDifferError(where(theirs) or theirs.name)
-            for place, a in mine.items():
-                b = its[place]
+        for k, (first, second) in enumerate(zip(self.nodes, other.nodes, strict=False)):
+            if first.target != second.target or modes_of(first) != modes_of(second):
+                raise PathsDifferError(where(second) or where(first) or second.name)
+            first_arguments, second_arguments = dict(arguments(first)), dict(arguments(second))
+            if first_arguments.keys() != second_arguments.keys():
+                raise PathsDifferError(where(second) or second.name)
+            for place, a in first_arguments.items():
+                b = second_arguments[place]
                 if isinstance(a, fx.Node) and a in self.sources:
                     source = other.sources.get(b) if isinstance(b, fx.Node) else None
                     if source == self.sources[a]:
                         continue
-                    if source is not None and source in self.behind_results(a):
+                    if source is not None and source in self.operands_returned_by(a):
                         true[k, place] = source
-                    elif source is None or self.sources[a] not in other.behind_results(b):
-                        raise PathsDifferError(where(theirs) or theirs.name)
+                    elif source is None or self.sources[a] not in other.operands_returned_by(b):
+                        raise PathsDifferError(where(second) or second.name)
                 elif not _alike(a, b):
                     differences.append(Difference(k, place, a, b))
         if len(self.nodes) != len(other.nodes):
@@ -126,8 +126,8 @@ class Steps:
             raise PathsDifferError(where(longer[min(len(self.nodes), len(other.nodes))]))
         return differences, true
 
-    def behind_results(self, node: fx.Node) -> list[Source]:
-        """Return all values that are the same as a node, because operators returned their operands."""
+    def operands_returned_by(self, node: fx.Node) -> list[Source]:
+        """Return the values that a node is itself, because one operator or several returned their operand."""
         found = []
         while (all_of := _takes_all(node)) or _returns_operand(node):
             node = node.args[0]  # type: ignore[assignment]
@@ -137,7 +137,7 @@ class Steps:
 
 
 def arguments(node: fx.Node) -> Iterator[tuple[Place, Any]]:
-    """Yield the arguments of a call, defaults included. Lists are taken apart."""
+    """Yield the arguments of a call, defaults included, and each entry of lists by itself."""
     given: dict[Any, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
     if getattr(node.target, "_schema", None) is not None:
         given = all_by_name(node.target, node.args, node.kwargs)

@@ -1,6 +1,7 @@
 """Build a runnable program with smaller tensors from a captured one.
 
-Constants in its calls are recomputed. Dtypes, devices and modes of the capture do not stay fixed.
+Constants in its calls are recomputed. Dtypes, devices and modes follow how the program is used, and are not
+those of the capture.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from secateur.targets.units.graph_form.constants import Constants
 from secateur.targets.units.graph_form.parts import Part
 from secateur.targets.units.graph_form.pickling import pickled
 from secateur.targets.units.graph_form.rewrites import Scaled
+from secateur.targets.units.graph_form.sideeffects import generators_of
 from secateur.targets.units.graph_form.variants import DEFAULT, Facts
-from secateur.targets.units.graph_form.watching import generators_of
-from secateur.targets.units.tensors import cut, tensor_called
+from secateur.targets.units.tensors import cut, submodule_called, tensor_called
 
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -56,7 +57,7 @@ def limit(dtype: torch.dtype, name: str, times: float) -> float:
 def build(
     model: nn.Module, program: ExportedProgram, constants: Constants, facts: Facts
 ) -> tuple[nn.Module, fx.Graph]:
-    """Build what a captured program is after a plan.
+    """Build the program that a captured one becomes after a plan.
 
     Args:
         model: The dense model; its tensors are copied.
@@ -65,7 +66,7 @@ def build(
         facts: Says which arguments depend on dtypes, devices and modes.
 
     Returns:
-        A module that holds the tensors under the model's names, and the graph that reads them.
+        A module that has the tensors under the model's names, and the graph that reads them.
 
     Raises:
         ApplyError: The arguments of some operator cannot be changed as the plan needs.
@@ -84,33 +85,31 @@ class _Builder:
         self.rules = _rules(facts)
         self.root = Part()
         self.out = fx.Graph()
-        self.made: dict[fx.Node, Any] = {}
+        self.new: dict[fx.Node, Any] = {}  # node of the captured program -> node of the new one
         self.names: dict[fx.Node, str] = {}
         self.parts: dict[int, nn.Module] = {}  # by the module of the dense model that they stand for
         self.tied = _tied(model)  # for each tensor of several modules, its name by the path of the module
         self.fetched: dict[str, fx.Node] = {}  # by name
-        self.reader: fx.Node | None = None  # the call whose arguments are made
+        self.reader: fx.Node | None = None  # the call whose arguments are being made
         self.plain: dict[fx.Node, str] = {}  # names of constants, which are not buffers
-        self.anew: set[fx.Node] = set()  # generators that forward makes anew in each call
-        self.places: dict[
-            torch.device, fx.Node
-        ] = {}  # for each device, a tensor of the model or an input there
+        self.fresh: set[fx.Node] = set()  # generators that forward makes in each call
+        self.places: dict[torch.device, fx.Node] = {}  # by device: a tensor of the model or an input there
         self.positions = 0
 
     def build(self) -> None:
         for node, kind, _ in lifted(self.program):
             if kind is InputKind.USER_INPUT:
-                self.made[node] = self.out.placeholder(node.name)
+                self.new[node] = self.out.placeholder(node.name)
         shared: dict[int, torch.Tensor] = {}
         for node, kind, name in lifted(self.program):
             if kind in _STATE and name is not None:
                 self._state(node, kind, name, shared)
             elif isinstance(generator := self.program.constants.get(name or ""), torch.Generator):
                 path, _, leaf = str(name).rpartition(".")
-                setattr(self._holder(path), leaf, generator.clone_state())
+                setattr(self._part_at(path), leaf, generator.clone_state())
                 self.names[node] = str(name)
                 if not _keeps(self.model, generator):
-                    self.anew.add(node)
+                    self.fresh.add(node)
             elif kind is not InputKind.USER_INPUT:
                 raise ApplyError(f"apply: expected a program of tensors, got an input of kind {kind.name}.")
             value = node.meta.get("val")
@@ -118,10 +117,10 @@ class _Builder:
                 self.places.setdefault(value.device, node)
         for node in self.program.graph.nodes:
             if node.op == "call_function":
-                self.made[node] = made = self._call(node)
+                self.new[node] = made = self._call(node)
                 made.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
             elif node.op == "get_attr":
-                self.made[node] = self._nested(str(node.target))
+                self.new[node] = self._nested(str(node.target))
         self._output()
 
     # Tensors
@@ -140,27 +139,27 @@ class _Builder:
                 smaller = nn.Parameter(smaller, requires_grad=tensor.requires_grad)
             shared[id(tensor)] = smaller
         path, _, leaf = name.rpartition(".")
-        holder, smaller = self._holder(path), shared[id(tensor)]
+        part, smaller = self._part_at(path), shared[id(tensor)]
         if kind is InputKind.CONSTANT_TENSOR:
-            setattr(holder, leaf, smaller)
+            setattr(part, leaf, smaller)
             self.plain[node] = name
         elif isinstance(smaller, nn.Parameter):
-            holder.register_parameter(leaf, smaller)
+            part.register_parameter(leaf, smaller)
         else:
-            holder.register_buffer(leaf, smaller, persistent=name in self.program.state_dict)
+            part.register_buffer(leaf, smaller, persistent=name in self.program.state_dict)
         self.names[node] = name
 
-    def _holder(self, path: str) -> nn.Module:
-        """The part that stands for a module of the dense model. One with several paths has one part."""
-        holder, so_far = self.root, ""
-        for part in path.split(".") if path else []:
-            so_far = f"{so_far}.{part}" if so_far else part
-            if not hasattr(holder, part):
-                dense = _submodule(self.model, so_far)
-                made = Part() if dense is None else self.parts.setdefault(id(dense), Part())
-                holder.add_module(part, made)
-            holder = getattr(holder, part)
-        return holder
+    def _part_at(self, path: str) -> nn.Module:
+        """The part that stands for a module of the dense model. A module with several paths has one part."""
+        found, so_far = self.root, ""
+        for name in path.split(".") if path else []:
+            so_far = f"{so_far}.{name}" if so_far else name
+            if not hasattr(found, name):
+                dense = submodule_called(self.model, so_far)
+                new = Part() if dense is None else self.parts.setdefault(id(dense), Part())
+                found.add_module(name, new)
+            found = getattr(found, name)
+        return found
 
     def _nested(self, name: str) -> fx.Node:
         """Register a nested program as it is: all that it reads is frozen."""
@@ -177,9 +176,9 @@ class _Builder:
                 if own not in self.fetched:
                     self.fetched[own] = self.out.get_attr(own)
                 return self.fetched[own]
-            if argument not in self.made:
-                self.made[argument] = self._fetched(argument)
-            return self.made[argument]
+            if argument not in self.new:
+                self.new[argument] = self._fetched(argument)
+            return self.new[argument]
         if isinstance(argument, Scaled):
             product = self.out.call_function(operator.mul, (self._argument(argument.size), argument.new))
             return self.out.call_function(operator.floordiv, (product, argument.old))
@@ -202,9 +201,9 @@ class _Builder:
         return None if name == self.names[node] else name
 
     def _fetched(self, node: fx.Node) -> fx.Node:
-        """Read a tensor of the model. A constant follows the model's device, and a dtype if that decides."""
+        """Read a tensor of the model. A constant gets the model's device, and the dtype that it follows."""
         made = self.out.get_attr(self.names[node])
-        if node in self.anew:
+        if node in self.fresh:
             return self.out.call_method("clone_state", (made,))
         value = node.meta["val"]
         if node not in self.plain or value.device not in self.places:
@@ -221,7 +220,7 @@ class _Builder:
         """Return a node that gives the dtype of a value when the program runs."""
         if source == DEFAULT:
             return self.out.call_function(torch.get_default_dtype)
-        return self._attribute(self._argument(self.steps.behind[source]), "dtype")
+        return self._attribute(self._argument(self.steps.node_of[source]), "dtype")
 
     def _map(self, arguments: Any) -> Any:
         if isinstance(arguments, list | tuple) and not isinstance(arguments, fx.Node):
@@ -243,7 +242,7 @@ class _Builder:
     def _value(self, node: fx.Node, captured: Any, rule: Rule) -> Any:
         if rule.source is None:
             path = _running(node)
-            self._holder(path)  # makes sure that the module exists
+            self._part_at(path)  # makes sure that the module exists
             flag = self.out.create_node("get_attr", f"{path}.training" if path else "training")
             if (captured, rule.training) == (False, True):
                 return flag
@@ -252,7 +251,7 @@ class _Builder:
             return self.out.call_function(limit, (self._dtype(rule.source), *rule.limit))
         if rule.dtype:
             return self._dtype(rule.source)
-        return self._argument(self.steps.behind[rule.source])
+        return self._argument(self.steps.node_of[rule.source])
 
     # Calls
 
@@ -297,19 +296,19 @@ class _Builder:
             or any(t is not None and self.names.get(t) != f"{path}.{k}" for k, t in tensors.items())
         ):
             return None
-        holder = self._holder(path)
-        if not isinstance(holder, BatchNorm):
-            features = len(holder.running_mean)  # type: ignore[arg-type]
+        part = self._part_at(path)
+        if not isinstance(part, BatchNorm):
+            features = len(part.running_mean)  # type: ignore[arg-type]
             layer = BatchNorm(features, eps=float(given[7]), momentum=self._momentum(path, given))
-            for name in ("running_mean", "running_var", "num_batches_tracked", *holder._buffers):
-                layer.register_buffer(name, getattr(holder, name, None))
-            for name in ("weight", "bias", *holder._parameters):
-                layer.register_parameter(name, getattr(holder, name, None))
-            for name, child in holder.named_children():
+            for name in ("running_mean", "running_var", "num_batches_tracked", *part._buffers):
+                layer.register_buffer(name, getattr(part, name, None))
+            for name in ("weight", "bias", *part._parameters):
+                layer.register_parameter(name, getattr(part, name, None))
+            for name, child in part.named_children():
                 layer.add_module(name, child)
             layer.affine = layer.weight is not None
             for parent in list(self.root.modules()):
-                parent._modules.update((k, layer) for k, child in parent._modules.items() if child is holder)
+                parent._modules.update((k, layer) for k, child in parent._modules.items() if child is part)
         return path
 
     def _momentum(self, path: str, given: tuple[Any, ...]) -> float | None:
@@ -337,7 +336,7 @@ class _Builder:
         if self.facts.gradient:
             why = (
                 f"backward: expected operators with PyTorch's own gradients, but {self.facts.gradient}. The "
-                f"captured program does not hold that. Train form 'module'."
+                f"captured program does not do that. Train form 'module'."
             )
             results = pytree.tree_map_only(
                 fx.Node, lambda r: self.out.call_function(without_gradient, (r, why)), results
@@ -354,13 +353,6 @@ class _Builder:
         self.out.set_codegen(fx.graph._PyTreeCodeGen(info))
 
 
-def _submodule(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
-
-
 def _tied(model: nn.Module) -> dict[str, dict[str, str]]:
     """For each name of a parameter that several modules have: its names by the paths of these modules."""
     by_tensor: dict[int, dict[str, str]] = {}
@@ -372,7 +364,7 @@ def _tied(model: nn.Module) -> dict[str, dict[str, str]]:
 def _keeps(model: nn.Module, generator: torch.Generator) -> bool:
     """Whether a model, or its code, keeps a generator of random numbers between calls."""
     # A capture copies generators, so they are compared by their states.
-    return any(torch.equal(held.get_state(), generator.get_state()) for held in generators_of(model))
+    return any(torch.equal(own.get_state(), generator.get_state()) for own in generators_of(model))
 
 
 @dataclass(frozen=True)
@@ -421,7 +413,7 @@ def _with(container: Any, entries: Place, value: Any) -> Any:
 
 
 class _NoGradient(torch.autograd.Function):
-    """The identity, which cannot be differentiated."""
+    """The identity, whose backward pass raises an error."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, why: str) -> torch.Tensor:

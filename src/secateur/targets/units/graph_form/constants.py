@@ -31,7 +31,7 @@ class Constants:
     def follow(self, node: fx.Node) -> Call | None:
         """Return a call with its new arguments; None if it stays as it is."""
         rewrite = rewrite_of(node)
-        if rewrite is None or not self._touched(node):
+        if rewrite is None or not self._is_affected(node):
             return None
         target: Any = node.target
         given = given_by_name(target, node.args, node.kwargs)
@@ -39,6 +39,6 @@ class Constants:
         rewrite(call)
         return call
 
-    def _touched(self, node: fx.Node) -> bool:
+    def _is_affected(self, node: fx.Node) -> bool:
         masks = pytree.tree_leaves([self.kept(n) for n in (node, *node.all_input_nodes)])
         return any(not mask.all() for mask in masks)

@@ -12,7 +12,7 @@ from torch.utils._sympy.functions import Mod, PythonMod
 from secateur.errors import InputError
 from secateur.graph.inputs import FixedAxis, InputSpec, OpenAxis
 from secateur.graph.leaf import Place
-from secateur.graph.wording import HELD
+from secateur.graph.wording import FIXED_BY_CAPTURE
 from secateur.targets.units.graph_form.accepts import Accepts
 
 
@@ -32,7 +32,7 @@ def narrowed(accepts: Accepts, spec: InputSpec) -> InputSpec:
     for axis in spec.open:
         symbols = {sizes[place] for place in axis.places}
         if not all(isinstance(symbol, sympy.Symbol) for symbol in symbols):
-            fixed.append(FixedAxis(places=axis.places, size=axis.size, reason=HELD))
+            fixed.append(FixedAxis(places=axis.places, size=axis.size, reason=FIXED_BY_CAPTURE))
             continue
         passing = [n for n in axis.tried()[1:] if _passes(accepts, spec, dict.fromkeys(axis.places, n))]
         other = axis.other if axis.other in passing else axis.size

@@ -1,4 +1,4 @@
-"""A capture in which every size that may vary is open, unless that takes too long."""
+"""A capture in which every size that may vary is open (symbolic), unless that takes too long."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ as in Swin, they grow to thousands of terms, and each takes longer than the whol
 
 
 class TooMuchError(BaseException):
-    """Raised where a capture takes too long. It is no Exception, so code that handles those lets it pass."""
+    """Raised where a capture takes too long. No ``except Exception`` in between catches it."""
 
 
 @contextmanager
@@ -53,9 +53,9 @@ def limited() -> Iterator[dict[Any, str]]:
             terms = sum(1 for _ in itertools.islice(sympy.preorder_traversal(expression), TERMS + 1))
             if terms > TERMS or next(asked) > QUESTIONS:
                 raise TooMuchError
-        known = len(self.guards)
+        before = len(self.guards)
         found = original(self, expression, *args, **kwargs)
-        for guard in self.guards[known:]:
+        for guard in self.guards[before:]:
             lines.setdefault(guard.expr, running_line(sys._getframe()))
         return found
 
@@ -98,10 +98,10 @@ def open_program(model: nn.Module, graph: Graph) -> Opened | None:
     if len(open_places(program)) <= len(open_places(graph.program)):
         return None
     try:
-        alike = not any(Steps(graph.program).compare(Steps(program)))
+        is_same = not any(Steps(graph.program).compare(Steps(program)))
     except PathsDifferError:  # a capture of fixed sizes leaves out slices of a whole axis
-        alike = False
-    return Opened(program, lines, () if alike else tuple(also))
+        is_same = False
+    return Opened(program, lines, () if is_same else tuple(also))
 
 
 def further_axes(spec: InputSpec, given: Arguments) -> list[Place]:

@@ -1,4 +1,4 @@
-"""The modules of a captured program, which refuse attributes that no code would read."""
+"""The modules of a captured program. They refuse to set attributes that no code of the program would read."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from secateur.errors import ApplyError
 from secateur.graph.flags import plain_attributes
 
 KNOWN = "_secateur_dense"
+"""The attribute with the names of fixed attributes, and their values."""
 _MODULE = "a module"
+"""Stands for a value that is not plain."""
 
 
-class Fixed:
-    """Refuses other values for what the dense module has, where they would change nothing."""
+class FixedAttributes:
+    """A module that refuses new values for attributes of the dense module, since no code would read them."""
 
-    def knowing(self, dense: nn.Module) -> None:
-        """Refuse other attributes and submodules than those of `dense` from now on, but for tensors."""
-        held = {k: v for k, v in vars(dense).items() if k[:1] != "_" and not isinstance(v, torch.Tensor)}
-        known = {k: v if _is_plain(v) else _MODULE for k, v in held.items() if k != "training"}
-        vars(self)[KNOWN] = dict.fromkeys(dense._modules, _MODULE) | known | plain_attributes(dense)
+    def fix_attributes(self, dense: nn.Module) -> None:
+        """Refuse from now on to change attributes and submodules that `dense` has, except tensors."""
+        own = {k: v for k, v in vars(dense).items() if k[:1] != "_" and not isinstance(v, torch.Tensor)}
+        fixed = {k: v if _is_plain(v) else _MODULE for k, v in own.items() if k != "training"}
+        vars(self)[KNOWN] = dict.fromkeys(dense._modules, _MODULE) | fixed | plain_attributes(dense)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute.
@@ -32,11 +34,11 @@ class Fixed:
         Raises:
             ApplyError: The dense module's code may read it, and the captured program does not.
         """
-        known = vars(self).get(KNOWN, {})
-        if name in known and name not in vars(self)["_modules"]:
-            held = known[name]
-            if held is _MODULE or type(value) is not type(held) or value != held:
-                was = "as it was" if held is _MODULE else repr(held)
+        fixed = vars(self).get(KNOWN, {})
+        if name in fixed and name not in vars(self)["_modules"]:
+            old = fixed[name]
+            if old is _MODULE or type(value) is not type(old) or value != old:
+                was = "as it was" if old is _MODULE else repr(old)
                 raise ApplyError(
                     f"{name}: expected it to stay {was} when the model was traced, got {value!r}: a captured "
                     f"program reads no attributes. Set it on the dense model and trace again, or take form "
@@ -49,18 +51,18 @@ def _is_plain(value: Any) -> bool:
     return type(value) in ATOMS or (type(value) in (list, tuple) and all(map(_is_plain, value)))
 
 
-class Part(Fixed, nn.Module):
-    """A module that only holds tensors and other modules."""
+class Part(FixedAttributes, nn.Module):
+    """A module without code of its own: it only has tensors and other modules."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to run.
 
         Raises:
-            ApplyError: Always: the program holds the code of the whole model.
+            ApplyError: Always: the program has the code of the whole model only.
         """
         raise ApplyError(
             "forward: expected a call of the whole model, got one of a part of it: a captured program has a "
-            "single forward pass, and its parts hold tensors. Take form 'module'."
+            "single forward pass, and its parts have no code. Take form 'module'."
         )
 
     def register_forward_pre_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
@@ -81,6 +83,6 @@ class Part(Fixed, nn.Module):
 
 def _never_runs(what: str) -> None:
     warnings.warn(
-        f"{what}: a captured program calls no such module, so the hook never runs. Take form 'module'.",
+        f"{what}: a captured program does not call this module, so the hook never runs. Take form 'module'.",
         stacklevel=3,
     )

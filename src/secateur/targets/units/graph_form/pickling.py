@@ -1,4 +1,4 @@
-"""The graph of a captured program as plain data, so that the program pickles with all it has.
+"""The graph of a captured program as plain data, so that the program pickles with all its attributes.
 
 `fx.GraphModule` pickles its Python code, and traces it again when it is loaded. That loses what the program
 knows of its inputs, and fails for code that asks what its arguments are.
@@ -18,20 +18,20 @@ from torch.fx.node import map_aggregate
 
 ACCEPTED = "_accepted"
 """The attribute in which a program notes the calls that it takes."""
-_MADE = ("_graph", "_code", "_lineno_map", "_prologue_start", "_in_spec", "_out_spec", ACCEPTED)
+_DERIVED = ("_graph", "_code", "_lineno_map", "_prologue_start", "_in_spec", "_out_spec", ACCEPTED)
 """The attributes that follow from the graph, and what a program learns by its calls."""
 _META = ("nn_module_stack", "stack_trace")
 
 
 class Pickled(fx.GraphModule):
-    """A graph that runs as a module. It is pickled as it is, with all that the module holds."""
+    """A graph that runs as a module. It is pickled with all attributes of the module."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Say how to pickle the module."""
-        held = {k: v for k, v in vars(self).items() if k not in _MADE}
-        held["meta"] = _Quiet(held["meta"])
+        attributes = {k: v for k, v in vars(self).items() if k not in _DERIVED}
+        attributes["meta"] = _Quiet(attributes["meta"])
         kind, *_ = (c for c in type(self).__mro__[1:] if issubclass(c, Pickled))  # each module has its own
-        return _unpickled, (kind, type(self).__name__, stored(self.graph), held)
+        return _unpickled, (kind, type(self).__name__, stored(self.graph), attributes)
 
 
 def pickled(module: fx.GraphModule) -> Pickled:
@@ -43,12 +43,12 @@ def pickled(module: fx.GraphModule) -> Pickled:
     return new.train(module.training)
 
 
-def _unpickled(kind: type[Pickled], name: str, graph: Stored, held: dict[str, Any]) -> Pickled:
-    """Make a pickled module again. `held`: its attributes, but for those that its graph makes."""
+def _unpickled(kind: type[Pickled], name: str, graph: Stored, attributes: dict[str, Any]) -> Pickled:
+    """Make a pickled module again. `attributes`: all but those in `_DERIVED`."""
     root = nn.Module()
-    vars(root).update(held)
+    vars(root).update(attributes)
     new = kind(root, restored(graph), class_name=name)
-    vars(new).update(held)
+    vars(new).update(attributes)
     return new
 
 
@@ -128,13 +128,13 @@ def restored(data: Stored) -> fx.Graph:
 
 
 class _Quiet:
-    """Pickles as what it holds, and loads without PyTorch's warning about its own internals."""
+    """Wraps a value, which is then loaded without PyTorch's warning about its own internals."""
 
-    def __init__(self, held: Any) -> None:
-        self.held = held
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _quietly, (pickle.dumps(self.held),)
+        return _quietly, (pickle.dumps(self.value),)
 
 
 def _quietly(data: bytes) -> Any:

@@ -24,17 +24,17 @@ from secateur.targets.units.graph_form.accepts import Accepts
 from secateur.targets.units.graph_form.building import build
 from secateur.targets.units.graph_form.constants import Constants
 from secateur.targets.units.graph_form.narrowing import narrowed, refusal
-from secateur.targets.units.graph_form.parts import KNOWN, Fixed
+from secateur.targets.units.graph_form.parts import KNOWN, FixedAttributes
 from secateur.targets.units.graph_form.pickling import ACCEPTED, Pickled
+from secateur.targets.units.graph_form.sideeffects import side_effects_of
 from secateur.targets.units.graph_form.traced import Traced
 from secateur.targets.units.graph_form.variants import Facts
-from secateur.targets.units.graph_form.watching import beside
-from secateur.targets.units.tensors import removed_positions
+from secateur.targets.units.tensors import removed_positions, submodule_called
 
 _STATE = "secateur_program"
 
 
-class Program(Fixed, Pickled):
+class Program(FixedAttributes, Pickled):
     """A captured program that runs as a module.
 
     It checks its arguments: see `accept`. It refuses training mode where that changes more than dropout and
@@ -50,17 +50,17 @@ class Program(Fixed, Pickled):
         for name in {*root._parameters, *root._buffers, *root._modules} & _TAKEN:
             raise ApplyError(
                 f"apply: expected other names, got {name!r} in {class_name}: a captured program has an "
-                f"attribute of its own that is called so. Take form 'module', or name it otherwise."
+                f"attribute of its own with that name. Take form 'module', or rename yours."
             )
         super().__init__(root, graph, class_name=class_name)
-        self._hold(vars(root))
+        self._add_all(vars(root))
 
-    def _hold(self, held: Mapping[str, Any]) -> None:
-        """Add these tensors and submodules. `fx.GraphModule` leaves out those that no operator reads."""
+    def _add_all(self, attributes: Mapping[str, Any]) -> None:
+        """Add all tensors and submodules. `fx.GraphModule` leaves out those that no operator reads."""
         for kind in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             getattr(self, kind).clear()
-            getattr(self, kind).update(held[kind])
-        vars(self).update((k, v) for k, v in held.items() if isinstance(v, torch.Tensor))
+            getattr(self, kind).update(attributes[kind])
+        vars(self).update((k, v) for k, v in attributes.items() if isinstance(v, torch.Tensor))
 
     def accept(self, accepts: Accepts, eval_only: str) -> Program:
         """Check arguments from now on; refuse training mode if there is a reason `eval_only`."""
@@ -92,13 +92,13 @@ class Program(Fixed, Pickled):
 
     def _check(self, accepts: Accepts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Check arguments, unless equal ones were checked before."""
-        known = vars(self).setdefault(ACCEPTED, {})
-        if not known:
-            known["parameters"] = frozenset(p.dtype for p in self.parameters() if p.is_floating_point())
+        accepted = vars(self).setdefault(ACCEPTED, {})
+        if not accepted:
+            accepted["parameters"] = frozenset(p.dtype for p in self.parameters() if p.is_floating_point())
         call = accepts.call((args, kwargs))
-        if call.key not in known:
-            accepts.check(call, known["parameters"])
-            known[call.key] = True
+        if call.key not in accepted:
+            accepts.check(call, accepted["parameters"])
+            accepted[call.key] = True
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         vars(self).pop(ACCEPTED, None)  # dtypes may change
@@ -114,21 +114,21 @@ class Program(Fixed, Pickled):
         if mode and why:
             raise ApplyError(
                 f"train: expected {type(self).__name__} to run the same operators in training mode, but "
-                f"{why}. The captured program knows evaluation mode alone. Leave it in eval(), or take form "
-                f"'module'."
+                f"{why}. The captured program is right in evaluation mode only. Leave it in eval(), or take "
+                f"form 'module'."
             )
         super().train(mode)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
-        """Copy the module with all it has, without PyTorch's warning about its own internals."""
+        """Copy the module with all tensors and submodules, and without a warning on PyTorch's internals."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
             new = super().__deepcopy__(memo)
         if isinstance(new, Program):
-            held = copy.deepcopy(vars(self), memo)
-            new._hold(held)
-            vars(new).update((k, held[k]) for k in (KNOWN,) if k in held)
+            copied = copy.deepcopy(vars(self), memo)
+            new._add_all(copied)
+            vars(new).update((k, copied[k]) for k in (KNOWN,) if k in copied)
             type(new).__name__ = type(self).__name__  # each copy has its own class
         return new
 
@@ -152,25 +152,26 @@ def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool 
     """
     if plan.inputs.methods:
         raise ApplyError(
-            f"apply: expected a model with the methods {', '.join(plan.inputs.methods)} that its trace was "
-            f"asked for, but a captured program has its forward pass alone. Take form 'module', or trace "
-            f"without methods=."
+            f"apply: expected a plan without further methods, got one with the methods "
+            f"{', '.join(plan.inputs.methods)}: a captured program has the forward pass only. Take form "
+            f"'module', or trace without methods=."
         )
     if any(view.mode == WITHOUT_GRADIENTS for view in traced.graph.views):
         raise ApplyError(
-            "apply: expected code that does the same with and without gradients, but it asks "
-            "torch.is_grad_enabled() or requires_grad, and a captured program knows one answer. Take form "
-            "'module'."
+            "apply: expected code that does the same with and without gradients, got code that asks "
+            "torch.is_grad_enabled() or requires_grad: a captured program is right for one answer only. Take "
+            "form 'module'."
         )
     if any(view.other_answer for view in traced.graph.views):
         raise ApplyError(
-            "apply: expected code without conditions on values of tensors, got some, and a captured program "
-            "knows one answer. Take form 'module'."
+            "apply: expected code without conditions on values of tensors, got some: a captured program is "
+            "right for one answer only. Take form 'module'."
         )
     if traced.graph.values:
         raise ApplyError(
             f"apply: expected code whose sizes do not depend on values of inputs, got some that depend on "
-            f"{', '.join(traced.graph.values)}, and a captured program holds one value. Take form 'module'."
+            f"{', '.join(traced.graph.values)}: a captured program is right for one value only. Take form "
+            f"'module'."
         )
     model, found = traced.model, traced.captured
     constants, facts = Constants(found.kept(removed_positions(plan))), found.facts
@@ -180,12 +181,12 @@ def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool 
     evaluating = facts.eval_only and may_stay_in_evaluation
     module.train(model.training and not evaluating)
     for path, layer in module.named_modules():
-        dense = _module(model, path)
+        dense = submodule_called(model, path)
         if dense is None:
             continue
         layer.training = dense.training and not evaluating  # the user may have set some to evaluation mode
-        if isinstance(layer, Fixed):
-            layer.knowing(dense)
+        if isinstance(layer, FixedAttributes):
+            layer.fix_attributes(dense)
     return module
 
 
@@ -198,15 +199,8 @@ def sliced_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
         ApplyError: The arguments of an operator cannot be changed as needed, or the forward pass draws random
             numbers that are not PyTorch's.
     """
-    beside(model, graph.captured_inputs()).refuse()
+    side_effects_of(model, graph.captured_inputs()).refuse()
     with uncollected():
         constants = Constants(graph.kept(removed_positions(plan)))
         root, out = build(model, graph.program, constants, Facts())
         return Program(root, out, class_name=type(model).__name__)
-
-
-def _module(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from secateur.calibration.randomness import seeded
 from secateur.common.models import copied, evaluation_mode
 from secateur.common.preserving import ATOMS, preserved
-from secateur.graph.courses import READS_VALUES
+from secateur.graph.executionpath import READS_VALUES
 from secateur.graph.inputs import Arguments
 from secateur.measure.kernels import capturable
 
@@ -27,9 +27,9 @@ class Rehearsal(TorchFunctionMode):
     """The calls of torch functions in one forward pass.
 
     Attributes:
-        calls: Each call: the function, and its arguments, taken apart. A tensor is named by where it comes
-            from: a parameter or buffer, an input, or the result of an earlier call. A tensor that comes from
-            elsewhere equals no other.
+        calls: Each call: the function, the structure of its arguments, and their leaves. A tensor is named by
+            where it comes from: a parameter or buffer, an input, or the result of an earlier call. A tensor
+            from anywhere else equals no other.
         reads_values: Whether a call gives Python the values of a tensor.
     """
 
@@ -38,11 +38,11 @@ class Rehearsal(TorchFunctionMode):
         self.calls: list[tuple[Any, Any, list[Any]]] = []
         self.reads_values = False
         self._names: dict[int, tuple[weakref.ref[torch.Tensor], Any]] = {}
-        self._held: list[Any] = []  # no identity is given out twice
+        self._kept: list[Any] = []  # keeps arguments alive, so that no two have the same id
 
     def name(self, tensor: torch.Tensor, name: Any) -> None:
         """Say where a tensor comes from."""
-        if (known := self._names.get(id(tensor))) is None or known[0]() is not tensor:
+        if (found := self._names.get(id(tensor))) is None or found[0]() is not tensor:
             self._names[id(tensor)] = weakref.ref(tensor), name
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -58,15 +58,15 @@ class Rehearsal(TorchFunctionMode):
         return result
 
     def _named(self, leaf: Any) -> Any:
-        """Return what stands for an argument, such that two of them can be compared."""
+        """Return an argument in a form that can be compared with one of another rehearsal."""
         if isinstance(leaf, slice):
             return "slice", *(self._named(v) for v in (leaf.start, leaf.stop, leaf.step))
         if isinstance(leaf, torch.Tensor):
-            known = self._names.get(id(leaf))
-            return object() if known is None or known[0]() is not leaf else known[1]
+            found = self._names.get(id(leaf))
+            return object() if found is None or found[0]() is not leaf else found[1]
         if type(leaf) in ATOMS:
             return type(leaf), leaf
-        self._held.append(leaf)
+        self._kept.append(leaf)
         return id(leaf)
 
 

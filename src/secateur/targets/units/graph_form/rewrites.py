@@ -238,7 +238,10 @@ def read(call: Call) -> None:
         _fixed(call, dim=dim)
         positions = constant_positions(call.constant(node), len(masks[dim]))
         if positions is None:
-            raise ApplyError(f"apply: expected a constant index at {call.node}, got one that is computed.")
+            raise ApplyError(
+                f"apply: expected a constant index at {where(call.node) or call.node}, got one that is "
+                f"computed. Leave the group out of the plan."
+            )
         new = torch.as_tensor((np.cumsum(masks[dim]) - 1)[positions[masks[dim][positions]]])
         indices[k] = new
     call.arguments["index" if single else "indices"] = indices[0] if single else indices

@@ -15,7 +15,7 @@ from secateur.targets.units.graph_form.accepts import Accepts
 from secateur.targets.units.graph_form.narrowing import reach, refusal
 from secateur.targets.units.graph_form.opened import open_program
 from secateur.targets.units.graph_form.variants import Facts, find_facts
-from secateur.targets.units.later_calls.flagged import Switch, switches
+from secateur.targets.units.later_calls.flagged import FlagValues, flag_values
 from secateur.targets.units.module_form.reading import Builds
 
 
@@ -53,9 +53,9 @@ class Traced:
         return Builds(type(self.model), self.model.config)
 
     @cached_property
-    def switches(self) -> list[Switch]:
+    def flag_values(self) -> list[FlagValues]:
         """The values that the code names for its flags, and what the dense model does with each."""
-        return switches(self.model, self.graph)
+        return flag_values(self.model, self.graph)
 
     @cached_property
     def captured(self) -> Captured:
@@ -75,6 +75,6 @@ class Traced:
             if not worse and reach(wide, graph.inputs) >= reach(narrow, graph.inputs):
                 facts = find_facts(model, graph, opened)
                 kept = Labelled.of(opened.program, head_sizes=graph.inputs.head_sizes).kept
-                return Captured(opened.program, kept, facts, wide.knowing(facts))
+                return Captured(opened.program, kept, facts, wide.with_facts(facts))
         facts = find_facts(model, graph)
-        return Captured(graph.program, graph.kept, facts, narrow.knowing(facts))
+        return Captured(graph.program, graph.kept, facts, narrow.with_facts(facts))

@@ -1,6 +1,6 @@
-"""Find what depends on how a program was captured, by capturing the model in other ways.
+"""Find what depends on how a program was captured, by capturing the model in other variants.
 
-The other ways are training mode, other dtypes, autocast and a single sample. If such a capture runs the same
+A variant is training mode, another dtype, autocast or a single sample. If its capture runs the same
 operators, the arguments that differ show what they depend on. If it runs others, the program cannot do what
 the model does there, and refuses it.
 """
@@ -37,7 +37,7 @@ from secateur.targets.units.graph_form.alignment import (
 )
 from secateur.targets.units.graph_form.opened import Opened, TooMuchError, limited
 from secateur.targets.units.graph_form.rehearsal import rehearsed
-from secateur.targets.units.graph_form.watching import beside
+from secateur.targets.units.graph_form.sideeffects import side_effects_of
 
 State = tuple[frozenset[torch.dtype], tuple[torch.dtype, ...], bool]
 """The dtypes of parameters with floats, the dtypes of the inputs, and whether autocast is on."""
@@ -82,8 +82,8 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class _Way:
-    """A way to capture a model. A dtype of None is that of the traced model."""
+class _Variant:
+    """How a model is captured. A dtype of None is that of the traced model."""
 
     training: bool = False
     parameters: torch.dtype | None = None
@@ -95,9 +95,9 @@ class _Way:
 
 @dataclass
 class _Capture:
-    """Another capture that runs the same operators."""
+    """A capture of a variant that runs the same operators as the program."""
 
-    way: _Way
+    variant: _Variant
     state: State
     steps: Steps
     program: ExportedProgram
@@ -105,7 +105,7 @@ class _Capture:
 
 
 def find_facts(model: nn.Module, graph: Graph, opened: Opened | None = None) -> Facts:
-    """Capture a model in other ways, and compare with the program of its trace, or with `opened`.
+    """Capture other variants of a model, and compare with the program of its trace, or with `opened`.
 
     Raises:
         ApplyError: The program has a random number fixed that the model draws anew at each call.
@@ -136,35 +136,37 @@ class _Search:
             if kind is InputKind.PARAMETER and n.meta["val"].is_floating_point()
         }
         self.found: list[_Capture] = []
-        with self._in(_Way()) as given:
+        with self._in(_Variant()) as given:
             self.rehearsal = rehearsed(model, given)
 
     def run(self) -> Facts:
-        seen = beside(self.model, self.graph.captured_inputs())
+        seen = side_effects_of(self.model, self.graph.captured_inputs())
         seen.refuse()
-        self.facts.states.add(self.state(_Way()))
+        self.facts.states.add(self.state(_Variant()))
         self._training()
         self.facts.gradient = self.facts.gradient or seen.gradient
         uniform = self.parameters | {v.dtype for v in self.inputs if v.is_floating_point()}
-        ways = [_Way(parameters=dtype, inputs=dtype) for dtype in _FLOATS if uniform != {dtype}]
-        ways.append(_Way(autocast=True))
-        unlike = ways if self._names_dtypes() else [way for way in ways if not self._alike(way)]
-        captured = {way: self._capture(way) for way in unlike}
+        variants = [_Variant(parameters=dtype, inputs=dtype) for dtype in _FLOATS if uniform != {dtype}]
+        variants.append(_Variant(autocast=True))
+        differing = variants
+        if not self._names_dtypes():
+            differing = [variant for variant in variants if not self._makes_same_calls(variant)]
+        captured = {variant: self._capture(variant) for variant in differing}
         if any(isinstance(found, _Capture) for found in captured.values()):
-            captured = {way: captured.get(way) or self._capture(way) for way in ways}
+            captured = {variant: captured.get(variant) or self._capture(variant) for variant in variants}
         self._dtypes_differ(captured)
-        self.facts.states |= {self.state(way) for way in ways if way not in captured}
+        self.facts.states |= {self.state(variant) for variant in variants if variant not in captured}
         if self.graph.static_batch is None:
-            self.facts.one_sample = isinstance(self._capture(_Way(single=True)), _Capture)
+            self.facts.one_sample = isinstance(self._capture(_Variant(single=True)), _Capture)
         return self.facts
 
-    def _dtypes_differ(self, captured: dict[_Way, _Capture | str]) -> None:
-        """Compare captures in other dtypes, and find what follows the dtype."""
-        for way, found in captured.items():
-            self._note(way, found)
+    def _dtypes_differ(self, captured: dict[_Variant, _Capture | str]) -> None:
+        """Compare captures in other dtypes, and find the arguments that follow the dtype."""
+        for variant, found in captured.items():
+            self._note(variant, found)
         if any(self._constants(self.program)):
-            self._note(way := _Way(default=torch.float64), self._capture(way))
-        if any(isinstance(d.ours, torch.dtype | float) for c in self.found for d in c.differences.values()):
+            self._note(variant := _Variant(default=torch.float64), self._capture(variant))
+        if any(isinstance(d.first, torch.dtype | float) for c in self.found for d in c.differences.values()):
             self._mixed()
         self._follow()
 
@@ -177,36 +179,36 @@ class _Search:
             or any(self._constants(self.program))
         )
 
-    def _alike(self, way: _Way) -> bool:
-        """Whether the model makes the same calls when it runs in another way. If so, captures are alike."""
+    def _makes_same_calls(self, variant: _Variant) -> bool:
+        """Whether a variant of the model makes the same calls. Then its capture would be the same too."""
         if self.rehearsal is None:
             return False
-        with self._in(way) as given:
-            other = rehearsed(self.model, given, training=way.training)
+        with self._in(variant) as given:
+            other = rehearsed(self.model, given, training=variant.training)
         return other is not None and other.calls == self.rehearsal.calls
 
     def _training(self) -> None:
-        """Compare a capture in training mode, and note what follows that mode, or why it is refused."""
-        seen = beside(self.model, self.graph.captured_inputs(), training=True)
+        """Compare a capture in training mode. Note which arguments follow that mode, or why it is refused."""
+        seen = side_effects_of(self.model, self.graph.captured_inputs(), training=True)
         self.facts.gradient = seen.gradient
         if seen.drawn or seen.kept:
             self.facts.eval_only = seen.drawn or seen.kept
             return
-        way = _Way(training=True)
-        if self._alike(way):
+        variant = _Variant(training=True)
+        if self._makes_same_calls(variant):
             return
-        found = self._capture(way)
+        found = self._capture(variant)
         if isinstance(found, str):
             self.facts.eval_only = found
             return
         for argument, difference in found.differences.items():
-            if isinstance(difference.theirs, torch.dtype | fx.Node) or isinstance(difference.ours, fx.Node):
+            if isinstance(difference.second, torch.dtype | fx.Node) or isinstance(difference.first, fx.Node):
                 self.facts.eval_only = f"it computes something else at {self._line(argument)}"
-            self.facts.training[argument] = difference.theirs
+            self.facts.training[argument] = difference.second
 
-    def _note(self, way: _Way, found: _Capture | str) -> bool:
+    def _note(self, variant: _Variant, found: _Capture | str) -> bool:
         """Note a capture in another dtype. Return whether it runs the same operators."""
-        state = self.state(way)
+        state = self.state(variant)
         if isinstance(found, str):
             self.facts.refused[state] = found
             return False
@@ -215,55 +217,56 @@ class _Search:
         return True
 
     def _mixed(self) -> None:
-        """Capture with parameters in one dtype and inputs in another, for models that convert them."""
+        """Capture with parameters in one dtype and inputs in another, since models may convert them."""
         if not self.parameters or not any(v.is_floating_point() for v in self.inputs):
             return
         low = torch.bfloat16 if self.parameters != {torch.bfloat16} else torch.float32
         own = [state for state in self.facts.states if not state[2]]
-        for way in (_Way(parameters=low), _Way(inputs=low)):
-            if self._note(way, self._capture(way)):
-                for state in own:  # if one mixed pair works, each pair of known dtypes does
-                    traced = self.state(_Way())
-                    pair = (state[0], traced[1]) if way.parameters else (traced[0], state[1])
+        for variant in (_Variant(parameters=low), _Variant(inputs=low)):
+            if self._note(variant, self._capture(variant)):
+                for state in own:  # if one mixed pair works, each pair of the known dtypes works
+                    traced = self.state(_Variant())
+                    pair = (state[0], traced[1]) if variant.parameters else (traced[0], state[1])
                     self.facts.states.add((*pair, False))
 
-    def state(self, way: _Way) -> State:
-        """Return the dtypes of a way to capture."""
-        parameters = {way.parameters} if way.parameters and self.parameters else self.parameters
+    def state(self, variant: _Variant) -> State:
+        """Return the dtypes of a variant."""
+        parameters = {variant.parameters} if variant.parameters and self.parameters else self.parameters
         inputs = (
-            way.inputs if way.inputs is not None and v.is_floating_point() else v.dtype for v in self.inputs
+            variant.inputs if variant.inputs is not None and v.is_floating_point() else v.dtype
+            for v in self.inputs
         )
-        return frozenset(parameters), tuple(inputs), way.autocast
+        return frozenset(parameters), tuple(inputs), variant.autocast
 
     @contextmanager
-    def _in(self, way: _Way) -> Iterator[Arguments]:
-        """Inside, the model is as it runs in another way. Yields the arguments of its call."""
+    def _in(self, variant: _Variant) -> Iterator[Arguments]:
+        """Inside, the model runs as a variant. Yields the arguments of its call."""
         device = device_of(self.model)
 
         def given(value: torch.Tensor) -> torch.Tensor:
-            dtype = way.inputs if value.is_floating_point() else None
+            dtype = variant.inputs if value.is_floating_point() else None
             return value.to(device, dtype or value.dtype)
 
         args, kwargs = pytree.tree_map_only(torch.Tensor, given, self.graph.captured_inputs())
-        if way.single:
+        if variant.single:
             args, kwargs = samples_of((args, kwargs), [0])
         casting: Any = nullcontext()
-        if way.autocast and device.type != "meta":
+        if variant.autocast and device.type != "meta":
             casting = torch.autocast(device.type, torch.bfloat16)
         with ExitStack() as stack:
-            stack.enter_context(converted(self.model, self.stored, way.parameters))
-            stack.enter_context(default_dtype(way.default))
+            stack.enter_context(converted(self.model, self.stored, variant.parameters))
+            stack.enter_context(default_dtype(variant.default))
             stack.enter_context(casting)
-            if way.training:
+            if variant.training:
                 _without_counts(self.model)
             yield args, kwargs
 
-    def _capture(self, way: _Way) -> _Capture | str:
-        """Capture in another way. Return the capture if it runs the same operators, else the reason."""
+    def _capture(self, variant: _Variant) -> _Capture | str:
+        """Capture a variant. Return the capture if it runs the same operators, else the reason, in words."""
         try:
-            with self._in(way) as (args, kwargs), limited() if self.axes else nullcontext():
+            with self._in(variant) as (args, kwargs), limited() if self.axes else nullcontext():
                 program = capture(
-                    self.model, args, kwargs, also=self.axes, exact=way.single, training=way.training
+                    self.model, args, kwargs, also=self.axes, exact=variant.single, training=variant.training
                 ).program
         except CaptureError as error:
             return str(error)
@@ -271,21 +274,21 @@ class _Search:
             return "its sizes are too complicated"
         steps = Steps(program)
         base = self.base
-        if self.axes and way.single:  # captured for fixed sizes, as the trace was
+        if self.axes and variant.single:  # captured for fixed sizes, as the trace was
             base = Steps(self.graph.program)
         try:
             differences, true = base.compare(steps)
         except PathsDifferError as error:
             return f"it takes another path at {error}"
         found = {(d.call, d.place): d for d in differences}
-        numbers = {k: d for k, d in found.items() if not isinstance(d.ours, torch.dtype)}
-        if way.single and numbers:
+        numbers = {k: d for k, d in found.items() if not isinstance(d.first, torch.dtype)}
+        if variant.single and numbers:
             return f"it computes something else at {self._line(next(iter(numbers)))}"
         for argument, source in true.items() if base is self.base else ():
-            known = self.facts.sources.get(argument)
-            if known is None or source in self.base.behind_results(self.base.behind[known]):
+            before = self.facts.sources.get(argument)
+            if before is None or source in self.base.operands_returned_by(self.base.node_of[before]):
                 self.facts.sources[argument] = source
-        return _Capture(way, self.state(way), steps, program, found)
+        return _Capture(variant, self.state(variant), steps, program, found)
 
     def _line(self, argument: Argument) -> str:
         node = self.base.nodes[argument[0]]
@@ -298,8 +301,8 @@ class _Search:
         for argument in dict.fromkeys(a for c in self.found for a in c.differences):
             node = self.base.nodes[argument[0]]
             seen = [c.differences.get(argument) for c in self.found]
-            ours = next(d.ours for d in seen if d is not None)
-            values = [ours, *(ours if d is None else d.theirs for d in seen)]
+            own = next(d.first for d in seen if d is not None)
+            values = [own, *(own if d is None else d.second for d in seen)]
             if all(isinstance(v, torch.dtype) for v in values):
                 anchor = self._anchor(node, tuple(values))
                 if anchor is not None:
@@ -346,40 +349,40 @@ class _Search:
             self.facts.constants[name] = anchor, exact.detach()
 
     def _node(self, name: str) -> fx.Node:
-        return self.base.behind["tensor", name]
+        return self.base.node_of["tensor", name]
 
     def _anchor(self, node: fx.Node, dtypes: tuple[torch.dtype, ...]) -> Source | None:
-        """Return the nearest value before a call that has these dtypes in the captures."""
+        """Return the nearest value before a call that has these dtypes, one for each capture; else None."""
         before = range(self.base.number.get(node, len(self.base.nodes)) - 1, -1, -1)
         operands = [self.base.sources[n] for n in node.all_input_nodes if n in self.base.sources]
         calls: list[Source] = [("call", k) for k in before]
-        rest = [s for s in self.base.behind if s[0] != "call"]
+        rest = [s for s in self.base.node_of if s[0] != "call"]
         for source in (*operands, *calls, *rest):
             constant = source[0] == "tensor" and source[1] not in self.stored
             if not constant and self._dtypes(source) == dtypes:
                 return source
         default = (
             torch.get_default_dtype(),
-            *(c.way.default or torch.get_default_dtype() for c in self.found),
+            *(c.variant.default or torch.get_default_dtype() for c in self.found),
         )
         return DEFAULT if default == dtypes else None
 
     def _dtypes(self, source: Source) -> tuple[Any, ...]:
         """Return the dtype of a value in the trace and in each capture."""
-        nodes = [self.base.behind[source], *(c.steps.behind.get(source) for c in self.found)]
+        nodes = [self.base.node_of[source], *(c.steps.node_of.get(source) for c in self.found)]
         return tuple(getattr(node.meta.get("val"), "dtype", None) if node else None for node in nodes)
 
     def _limit(self, node: fx.Node, values: list[float]) -> tuple[Source, str, float] | None:
-        """Return the limit of a dtype of which a number is a multiple in every capture, and the factor."""
+        """Return the limit of a dtype that a number is a multiple of in every capture, and the factor."""
         for name in _LIMITS:
             for own in _FLOATS:
                 factor = values[0] / getattr(torch.finfo(own), name)
-                known = [
+                found = [
                     next((d for d in _FLOATS if _close(v, factor * getattr(torch.finfo(d), name))), None)
                     for v in values
                 ]
-                dtypes = tuple(d for d in known if d is not None)
-                if len(dtypes) == len(known) and (anchor := self._anchor(node, dtypes)) is not None:
+                dtypes = tuple(d for d in found if d is not None)
+                if len(dtypes) == len(found) and (anchor := self._anchor(node, dtypes)) is not None:
                     return anchor, name, factor
         return None
 
@@ -423,8 +426,8 @@ def converted(
     with preserved(model):
         made: dict[int, torch.Tensor] = {}
         for path, module in model.named_modules():
-            held = [*module.named_parameters("", recurse=False), *module.named_buffers("", recurse=False)]
-            for name, tensor in held:
+            own = [*module.named_parameters("", recurse=False), *module.named_buffers("", recurse=False)]
+            for name, tensor in own:
                 wanted = dtype or stored.get(f"{path}.{name}" if path else name, tensor.dtype)
                 if tensor.is_floating_point() and tensor.dtype != wanted:
                     setattr(module, name, made.setdefault(id(tensor), _empty(tensor, wanted)))

@@ -1,4 +1,4 @@
-"""The axes at which units may be missing, followed from the tensors of an operator to its results.
+"""The axes at which units may be missing: from those of an operator's tensors to those of its results.
 
 Axes count from the end, so the last one is -1. None stands for any axis: it is not known which.
 """
@@ -18,7 +18,7 @@ Axes = frozenset[int] | None
 _PRODUCTS = frozenset("mm bmm matmul addmm baddbmm".split())
 """Products of matrices, which are the last two tensors that they take."""
 _REDUCTIONS = frozenset("sum mean amax amin max min prod all any argmax argmin logsumexp".split())
-"""Operators that take the axes over which they go."""
+"""Operators that reduce over axes, which they take as numbers."""
 _VIEWS = frozenset((*TITLES, "squeeze"))
 _NONE = frozenset[int]()
 
@@ -31,7 +31,7 @@ def axes_after(
     Args:
         name: The name of the operator.
         given: Its arguments, without lists in lists.
-        axes: Those of each tensor among `given`; none where no units are missing.
+        axes: The axes at which units may be missing, of each tensor among `given`.
         shape: The shape of the result.
         by_number: Whether the operator works on each number by itself.
     """
@@ -72,8 +72,8 @@ def _of_moves(name: str, given: Sequence[object], axes: frozenset[int], shape: S
         return axes_of_view(tensor.shape, shape, axes)
     if name == "t" or (name == "transpose" and len(numbers) == 2):
         one, other = (number % before - before for number in numbers or (-1, -2))
-        turned = {one: other, other: one}
-        return frozenset(turned.get(axis, axis) for axis in axes)
+        swapped = {one: other, other: one}
+        return frozenset(swapped.get(axis, axis) for axis in axes)
     if name == "permute" and len(numbers) == before:
         return frozenset(at - before for at, number in enumerate(numbers) if number % before - before in axes)
     if name in ("unsqueeze", "stack") and after == before + 1:
@@ -81,10 +81,10 @@ def _of_moves(name: str, given: Sequence[object], axes: frozenset[int], shape: S
         return frozenset(axis if axis > new else axis - 1 for axis in axes)
     if name == "expand":
         return axes
-    gone = numbers[:1] if name == "select" else numbers if name in _REDUCTIONS else []
-    if gone and after == before - len(gone):
-        away = {number % before - before for number in gone}
-        return frozenset(axis + sum(one > axis for one in away) for axis in axes - away)
+    dims = numbers[:1] if name == "select" else numbers if name in _REDUCTIONS else []
+    if dims and after == before - len(dims):
+        dropped = {number % before - before for number in dims}
+        return frozenset(axis + sum(one > axis for one in dropped) for axis in axes - dropped)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Flags that a user sets on a pruned module after the trace: where the module would be wrong, it refuses."""
+"""Flags that a user may set on a pruned module: calls are refused with values for which it would be wrong."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from secateur.calibration.randomness import seeded
 from secateur.common.foreign import line_of
 from secateur.errors import ApplyError, InputError
-from secateur.graph.courses import Course
-from secateur.graph.coursesearch import Search, Sizes
+from secateur.graph.executionpath import ExecutionPath
 from secateur.graph.flags import Chain, Flag, Reader, changed, flags_of, value_of
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import Arguments, InputSpec, resized
 from secateur.graph.modes import PLAIN
 from secateur.graph.passes import Passes
+from secateur.graph.pathsearch import PathSearch, Sizes
 from secateur.targets.units.compare import Way, relative_difference, rounding_of, run, run_both
 from secateur.targets.units.draws import Draws
 
@@ -34,13 +34,13 @@ SIZES = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Occasion:
-    """One way to run a model.
+class Case:
+    """Arguments and a mode for one run of a model.
 
     Attributes:
         arguments: The arguments of the call.
         training: Whether it runs in training mode.
-        answer: What conditions on values of tensors are answered with; None leaves them as they are.
+        answer: The outcome of all conditions on values of tensors; None: what the values say.
     """
 
     arguments: Arguments
@@ -54,17 +54,17 @@ class Occasion:
 
 
 @dataclass(frozen=True)
-class Switch:
+class FlagValues:
     """Values that the code names for flags, one or two of them, and what the dense model does with them.
 
     Attributes:
         flags: The flags with their values.
-        occasions: Where the model then makes other calls. Empty if nowhere, or if it fails.
-        line: The first line of code that only then runs, in words; empty if the same lines do.
+        cases: The runs in which the model then makes other calls. Empty if there are none, or if it fails.
+        line: The first line of code that runs only then, in words; empty if the same lines run.
     """
 
     flags: tuple[Flag, ...]
-    occasions: tuple[Occasion, ...] = ()
+    cases: tuple[Case, ...] = ()
     line: str = ""
 
     @contextlib.contextmanager
@@ -78,7 +78,7 @@ class Switch:
 
 @dataclass(frozen=True)
 class Refused:
-    """A flag that has to keep a known value, because the pruned module would be wrong with others.
+    """A flag that has to keep a known value: with others, the pruned module would be wrong.
 
     Attributes:
         path: The module that reads it.
@@ -97,52 +97,52 @@ class Refused:
         return f"{Reader(self.path, self.chain)} other than {' or '.join(self.known)}"
 
 
-def switches(model: nn.Module, graph: Graph) -> list[Switch]:
+def flag_values(model: nn.Module, graph: Graph) -> list[FlagValues]:
     """Run the dense model with each value that its code names for a flag; it is left as it was.
 
     Flags that the same module reads are also tried in pairs. Each is tried on the traced inputs, on other
-    sizes and kinds of inputs that the trace found, where comparisons of sizes have another outcome, with
+    sizes and kinds of inputs that the trace found, at sizes where comparisons have another outcome, with
     either answer to conditions on values, and in training mode.
     """
     args, kwargs = given = graph.captured_inputs()
-    known = [
-        *(Occasion(given, training) for training in (False, True)),
-        *map(Occasion, _elsewhere(graph, given)),
+    traced = [
+        *(Case(given, training) for training in (False, True)),
+        *map(Case, _other_arguments(graph, given)),
     ]
-    before = _courses(model, known)
-    watched = functools.partial(known[0].run, model, args, kwargs)
+    before = _paths(model, traced)
+    watched = functools.partial(traced[0].run, model, args, kwargs)
     flags = flags_of(model, watched) if before[0] is not None else []
     found = []
     single: list[tuple[Flag, ...]] = [(flag,) for flag in flags]
     for one in [*single, *_pairs(flags)]:
-        with Switch(one).on(model):
+        with FlagValues(one).on(model):
             asked = _asked_for(model, graph, given)
-            courses = _courses(model, [*known, *asked])
-        usual = [*before, *_courses(model, asked)]
+            paths = _paths(model, [*traced, *asked])
+        usual = [*before, *_paths(model, asked)]
         differing = [
-            (occasion, course, was)
-            for occasion, course, was in zip([*known, *asked], courses, usual, strict=True)
-            if course is not None and was is not None and course.calls != was.calls
+            (case, path, was)
+            for case, path, was in zip([*traced, *asked], paths, usual, strict=True)
+            if path is not None and was is not None and path.calls != was.calls
         ]
-        new = (call[1] for _, course, was in differing for call, _ in course.calls if call not in was.lines)
+        new = (
+            call[1] for _, path, was in differing for call, _ in path.calls if call not in was.distinct_calls
+        )
         lines = (line_of(traceback.FrameSummary(file, number, "")) for file, number in new)
-        occasions = tuple(occasion for occasion, *_ in differing)
-        found.append(Switch(one, occasions, next(filter(None, lines), "")))
+        cases = tuple(case for case, *_ in differing)
+        found.append(FlagValues(one, cases, next(filter(None, lines), "")))
     return found
 
 
-def _courses(model: nn.Module, occasions: Sequence[Occasion]) -> list[Course | None]:
-    """Return which calls a model makes on each occasion; None where it fails, or cannot be watched."""
+def _paths(model: nn.Module, cases: Sequence[Case]) -> list[ExecutionPath | None]:
+    """Return the execution path of a model in each case; None where it fails, or cannot be watched."""
     passes: dict[int, Passes] = {}
-    for occasion in occasions:
-        if id(occasion.arguments) not in passes:
-            passes[id(occasion.arguments)] = Passes(model, occasion.arguments)
-    return [
-        passes[id(o.arguments)].course(o.arguments, training=o.training, answer=o.answer) for o in occasions
-    ]
+    for case in cases:
+        if id(case.arguments) not in passes:
+            passes[id(case.arguments)] = Passes(model, case.arguments)
+    return [passes[id(o.arguments)].path_of(o.arguments, training=o.training, answer=o.answer) for o in cases]
 
 
-def _elsewhere(graph: Graph, given: Arguments) -> list[Arguments]:
+def _other_arguments(graph: Graph, given: Arguments) -> list[Arguments]:
     """Return the arguments of the trace's other captures in PyTorch's usual mode, and of other sizes."""
     found = [
         view.arguments
@@ -150,9 +150,9 @@ def _elsewhere(graph: Graph, given: Arguments) -> list[Arguments]:
         if not (view.training or view.method or view.other_answer) and view.mode == PLAIN
     ]
     # Not each of these sizes has a capture.
-    found += [resized(graph.inputs, given, sizes) for _, sizes in graph.inputs.other_courses()]
-    apart = {repr(InputSpec.of(*arguments)): arguments for arguments in reversed(found)}
-    return [*reversed(apart.values())][:VIEWS]
+    found += [resized(graph.inputs, given, sizes) for _, sizes in graph.inputs.other_path_sizes()]
+    distinct = {repr(InputSpec.of(*arguments)): arguments for arguments in reversed(found)}
+    return [*reversed(distinct.values())][:VIEWS]
 
 
 def _pairs(flags: Sequence[Flag]) -> list[tuple[Flag, ...]]:
@@ -165,65 +165,70 @@ def _pairs(flags: Sequence[Flag]) -> list[tuple[Flag, ...]]:
     return found[:PAIRS]
 
 
-def _asked_for(model: nn.Module, graph: Graph, given: Arguments) -> list[Occasion]:
-    """Return answers to conditions on values, and sizes at which comparisons have other outcomes."""
+def _asked_for(model: nn.Module, graph: Graph, given: Arguments) -> list[Case]:
+    """Return cases that the code asks about: answers to conditions on values, and sizes that it compares."""
 
     def arguments(sizes: Sizes) -> Arguments:
         return resized(graph.inputs, given, graph.inputs.at(sizes))
 
     passes = Passes(model, given)
-    course = passes.course(given)
-    if course is None:
+    path = passes.path_of(given)
+    if path is None:
         return []
-    answers = [Occasion(given, answer=answer) for answer in (True, False) if "bool" in course.questions]
-    if not course.compared:
+    answers = [Case(given, answer=answer) for answer in (True, False) if "bool" in path.questions]
+    if not path.compared:
         return answers
-    search = Search(graph.inputs.open, course, lambda sizes: passes.course(arguments(sizes)))
+    search = PathSearch(graph.inputs.open, path, lambda sizes: passes.path_of(arguments(sizes)))
     search.follow_comparisons()
-    return [*answers, *(Occasion(arguments(sizes)) for sizes in search.found[:SIZES])]
+    return [*answers, *(Case(arguments(sizes)) for sizes in search.found[:SIZES])]
 
 
-def tried(
-    reference: nn.Module, small: nn.Module, known: Sequence[Switch]
+def try_flags(
+    reference: nn.Module, small: nn.Module, candidates: Sequence[FlagValues]
 ) -> tuple[tuple[Refused, ...], tuple[Any, ...]]:
     """Find the flags with which a smaller module does not compute what the masked dense model does.
+
+    Args:
+        reference: The masked dense model.
+        small: The smaller module.
+        candidates: The values to try.
 
     Returns:
         These flags; and the values of flags, one or two at once, with which it does, each with its name.
     """
-    right: dict[Any, list[str]] = {}
-    wrong: dict[Any, str] = {}
-    for switch in known:
-        flag = switch.flags[-1]  # of a pair of which each alone is right, the second is refused
-        if any(repr(one.value) not in right.get(r, ()) for one in switch.flags[:-1] for r in one.readers):
+    right: dict[Any, list[str]] = {}  # by reader: the values that are right
+    wrong: dict[Any, str] = {}  # by reader: the line of code behind a value that is wrong
+    for candidate in candidates:
+        flag = candidate.flags[-1]  # of a pair of which each alone is right, the second is refused
+        if any(repr(one.value) not in right.get(r, ()) for one in candidate.flags[:-1] for r in one.readers):
             continue
-        differs = any(_differs(reference, small, switch, occasion) for occasion in switch.occasions)
+        differs = any(_differs(reference, small, candidate, case) for case in candidate.cases)
         for reader, now in zip(flag.readers, flag.now, strict=True):
             values = right.setdefault(reader, [repr(now)])
             value = repr(flag.value)
             if differs:
-                wrong.setdefault(reader, switch.line)
+                wrong.setdefault(reader, candidate.line)
                 values[:] = [v for v in values if v != value]
-            elif value not in values and len(switch.flags) == 1:
+            elif value not in values and len(candidate.flags) == 1:
                 values.append(value)
     found = tuple(Refused(r.path, r.chain, tuple(right[r]), line) for r, line in wrong.items())
     return found, tuple(
-        tuple((str(reader), flag.value) for flag in switch.flags for reader in flag.readers)
-        for switch in known
-        if switch.occasions  # else nothing was compared
-        and all(repr(flag.value) in right.get(r, ()) for flag in switch.flags for r in flag.readers)
+        tuple((str(reader), flag.value) for flag in candidate.flags for reader in flag.readers)
+        for candidate in candidates
+        if candidate.cases  # else nothing was compared
+        and all(repr(flag.value) in right.get(r, ()) for flag in candidate.flags for r in flag.readers)
     )
 
 
-def _differs(reference: nn.Module, small: nn.Module, switch: Switch, occasion: Occasion) -> bool:
-    with switch.on(reference, small):
+def _differs(reference: nn.Module, small: nn.Module, candidate: FlagValues, case: Case) -> bool:
+    with candidate.on(reference, small):
         try:
-            occasion.run(reference, *occasion.arguments)
+            case.run(reference, *case.arguments)
         except Exception:  # where the dense model fails, the smaller one may fail too
             return False
-        ours, theirs = (functools.partial(occasion.run, model) for model in (small, reference))
+        pruned, dense = (functools.partial(case.run, model) for model in (small, reference))
         try:
-            got, wanted = run_both(ours, theirs, *occasion.arguments, Draws())
+            got, wanted = run_both(pruned, dense, *case.arguments, Draws())
         except Exception:
             return True
     tolerance = rounding_of(wanted)
@@ -231,25 +236,25 @@ def _differs(reference: nn.Module, small: nn.Module, switch: Switch, occasion: O
 
 
 def require_as_traced(model: nn.Module, graph: Graph) -> None:
-    """Refuse a model of which an attribute was set after the trace, so that it makes other calls.
+    """Refuse a model that makes other calls than at the trace, since an attribute of it was set.
 
     Raises:
-        ApplyError: Its trace is about other code.
+        ApplyError: The model makes other calls.
     """
     others = changed(model, graph.attributes)
     if not others:
         return
     given = graph.captured_inputs()
-    now = Passes(model, given).course(given)
+    now = Passes(model, given).path_of(given)
     with contextlib.ExitStack() as stack:
         for flag in others:
             stack.enter_context(flag.on(model))
-        before = Passes(model, given).course(given)
+        before = Passes(model, given).path_of(given)
     if now is not None and before is not None and now.calls != before.calls:
         names = "; ".join(f"{flag.readers[0]} = {flag.now[0]!r}, then {flag.value!r}" for flag in others[:3])
         raise ApplyError(
-            f"apply: expected the model as it was when it was traced, got one with which the forward pass "
-            f"makes other calls: {names}. Trace it again, or set it back."
+            f"apply: expected the model as it was when it was traced, got attributes with which the forward "
+            f"pass makes other calls: {names}. Trace the model again, or set them back."
         )
 
 
@@ -269,20 +274,20 @@ class Guard:
                 raise InputError(
                     f"{type(module).__name__}: expected {name} of module {flag.path or 'model'!r} to be "
                     f"{' or '.join(flag.known)}, as when it was traced, got {value!r}: with that, the code "
-                    f"goes another way{f' ({flag.line})' if flag.line else ''}, which needs units that were "
-                    f"removed. Set it before sc.trace and prune again, or set it back."
+                    f"does something else{f' ({flag.line})' if flag.line else ''}, for which it needs units "
+                    f"that were removed. Set it before sc.trace and prune again, or set it back."
                 )
 
 
 def guard(small: nn.Module, flags: Sequence[Refused]) -> None:
-    """Let a module, and each in it that reads one of these flags, check them before each forward pass."""
+    """Let a module, and each submodule that reads one of these flags, check them before each forward pass."""
     paths = dict.fromkeys(["", *(flag.path for flag in flags)]) if flags else {}
     for path in paths:
         inside = [flag for flag in flags if not path or flag.path == path]
         small.get_submodule(path).register_forward_pre_hook(Guard(inside, path))
 
 
-def in_words(flags: Sequence[Refused]) -> str:
+def flags_in_words(flags: Sequence[Refused]) -> str:
     """Write a sentence on the flags that are refused; empty if there are none."""
     names = list(dict.fromkeys(map(str, flags)))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

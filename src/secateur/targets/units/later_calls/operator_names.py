@@ -1,4 +1,4 @@
-"""The names of operators, by what they do with numbers in which units are missing."""
+"""Names of operators, by what they do with tensors in which units are missing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ SAME = frozenset("alias clone detach _to_copy lift_fresh contiguous native_dropo
 NOISE = frozenset(
     "bernoulli bernoulli_ rand rand_like randn randn_like normal_ uniform_ empty empty_like new_empty".split()
 )
-"""Operators of dropout and noise, which draw a number for each."""
+"""Operators of dropout and noise, which draw a number for each position."""
 SUMS = frozenset(
     "mm addmm bmm baddbmm mv addmv matmul linear convolution _convolution conv1d conv2d conv3d "
     "conv_transpose1d conv_transpose2d conv_transpose3d".split()
 )
-"""Operators that sum over the units that a weight reads: these are not missing in what they give."""
+"""Operators that sum over the units that a weight reads: in their results, no units are missing."""
 EQUAL = frozenset("zeros ones full new_zeros new_ones new_full empty scalar_tensor".split())
 """Operators that make a tensor of equal numbers, however long it is."""
 ATTENTION = "scaled_dot_product"
@@ -21,8 +21,8 @@ WHOLE_CALLS = frozenset(
     "linear matmul scaled_dot_product_attention "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split()
 )
-"""Functions that count as one. What they run depends on masks, and on how numbers lie in memory."""
+"""Functions that count as one operator. Which ones they run depends on masks, and on the layout in memory."""
 TITLES = dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), "view")
-"""Other names of operators of which PyTorch takes one after how numbers lie in memory."""
+"""One name for operators of which PyTorch chooses one by the layout in memory."""
 BY_CHANNEL = "batch_norm"
 """Part of the names of operators that work on each channel by itself, with weights for each."""

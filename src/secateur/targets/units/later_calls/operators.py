@@ -1,7 +1,8 @@
 """The operators that a forward pass runs, without those that work on each number by itself.
 
-Those that read values in which units are missing are told from those behind the layers that read the units,
-as a pooling of results or a loss. There nothing is missing, so any code does what it does in the dense model.
+Some operators read values in which units are missing. Others come after the layers that read the units, as a
+pooling of results or a loss: in their values nothing is missing, so any code does there what it does in the
+dense model.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.graph.courses import leaves
+from secateur.graph.executionpath import leaves
 from secateur.graph.frames import Line
 from secateur.graph.watchednumbers import watched
 from secateur.targets.units.later_calls.axes import Axes, axes_after, varies
@@ -33,7 +34,7 @@ from secateur.targets.units.later_calls.operator_names import (
 )
 
 Cut = tuple[tuple[str, int, str, bool], ...]
-"""Where units went: the name of a tensor, an axis, the group, and whether the tensor reads its units."""
+"""Where units were removed: name of a tensor, axis, group, and whether the tensor reads its units."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class _State:
     Attributes:
         lacks: The groups of which units are missing in it.
         reads: The groups whose units it sums over, as a weight.
-        is_weight: Whether it is a parameter or a buffer, or one in another shape.
-        order: What its units stand in the order of: the weights of layers, by the groups that they lack, or
-            the results of calls, by name. Several if it is their sum.
+        is_weight: Whether it is a parameter or a buffer, or a view of one.
+        order: What gives its units their order: the weights of layers, by the groups that they lack, or the
+            results of calls, by name. Several if the tensor is their sum.
         axes: Where units may be missing, counted from the end; see `axes_after`.
     """
 
@@ -57,64 +58,65 @@ class _State:
 
 
 _FEW = 16
-"""The most numbers of a tensor that are looked at one by one."""
-_NAMES = (-100, 2**63 - 1)
-"""Whole numbers that are no sizes: the label of what does not count, and the end of an axis."""
+"""The most numbers of a tensor that are compared one by one."""
+_NO_SIZES = (-100, 2**63 - 1)
+"""Whole numbers that are no sizes: the label of ignored positions in a loss, and the end of an axis."""
 _SMALL = 3
 """Whole numbers up to this one are taken for axes and counts, though a size may be a multiple of them."""
 
-_WHOLE, _FOREIGN = _State(), _State(frozenset({"unknown"}), axes=None)
+_WHOLE, _UNKNOWN = _State(), _State(frozenset({"unknown"}), axes=None)
 _NEW = frozenset({"of a new weight"})
-"""Stands for the units that are missing in what a weight gives that the earlier pass did not read."""
+"""Stands for the units that are missing in the result of a weight that the earlier pass did not read."""
 _NEW_WEIGHT = _State(_NEW, is_weight=True, axes=None)
 _ANY = ("any",)
 """Stands for the name of a tensor in which no units are missing."""
 _SIZED = frozenset({"counted"})
-"""Stands for the units that are missing in what is as long as they are many, such as their numbers."""
+"""Stands for the units that are missing in a tensor as long as the number of units, as an `arange`."""
 
 
 class _Safe:
-    """Watches numbers that follow from sizes at which no units are missing."""
+    """The recorder of numbers that follow from sizes at which no units are missing. It records nothing."""
 
     prevails = False
 
     def note(self, *_: Any, **__: Any) -> None:
-        """Nothing is decided by units."""
+        """Ignore a comparison, since it does not depend on units."""
 
 
 SAFE = _Safe()
 
 
 class Operators(TorchDispatchMode):
-    """What runs while this is active.
+    """Records the operators that run while this is active.
 
     An operator that works on each number of one tensor by itself, as activations do, treats every unit alike,
-    whatever else was removed. It may take other tensors too in which no units are missing, such as a mask.
-    Such are left out, but not where they may have a number for each unit, or take a number that a size of
-    the tensor gives: units that were removed count there. Where the result of a batch norm comes from is
-    where its input does, and the bias of a layer does not count, since layers can take in batch norms.
+    whatever else was removed. It may also take tensors in which no units are missing, such as a mask. Such
+    operators are left out, with two exceptions: one of these tensors may have a number for each unit, or the
+    operator takes a number that follows from a size of the tensor; then removed units make a difference. The
+    result of a batch norm counts as coming from where its input comes from, and the bias of a layer does not
+    count, since a batch norm can be fused into a layer.
 
     Passes can be compared module by module, as where one layer takes the place of several that are added.
     What a changed module returns is then named after the module, if it has the same units in the same order
-    as in the earlier pass. A weight that the earlier pass did not read, and that is whole, is the user's,
-    and so is what it reads.
+    as in the earlier pass. A weight that the earlier pass did not read, and that is whole, was added by the
+    user, and the user answers for what it reads.
 
     Attributes:
-        calls: The other operators, each with its whole numbers and switches, the shapes of its results, and
-            where each of its tensors comes from: a parameter, an input, or the result of another call.
+        calls: The operators that are not left out, each with its whole numbers and switches, the shapes of
+            its results, and where each of its tensors comes from: a parameter, an input, or an earlier call.
         missing: Those of `calls` that read values in which units are missing, or a number that may
             follow from the size of such values.
-        inside: The modules of which the operators are looked at by themselves, and that are running.
-        mixing: The modules in which another operator ran than such as work on each number.
-        ran: The modules that ran.
-        written: What was found to be set by the pass itself.
+        inside: The running modules among those of `watch`.
+        mixing: The modules of `watch` in which an operator ran that is not left out.
+        ran: The modules of `watch` that ran.
+        written: The changes whose value the pass itself has set.
         conditions: The lines of the user's code with conditions on values of tensors, and the outcomes.
-        reads: The lines where it takes such values in another way.
+        reads: The lines where the code takes such values in another way.
         returns: What is known of the tensors that the changed modules returned, by path, call and number.
     """
 
     prevails = True
-    """A number that follows from several sizes is watched by the one at which units are missing."""
+    """A number that follows from several sizes has the recorder of the one at which units are missing."""
 
     def __init__(
         self,
@@ -129,7 +131,7 @@ class Operators(TorchDispatchMode):
         Args:
             model: The model that will run.
             inputs: Its arguments, by name.
-            cut: Where units went; None if that is not known.
+            cut: Where units were removed; None if that is not known.
             changed: The paths of the modules by which passes are compared.
             earlier: The pass with which this one will be compared.
         """
@@ -155,15 +157,15 @@ class Operators(TorchDispatchMode):
             for number, leaf in enumerate(leaves(value))
             if isinstance(leaf, Tensor)
         }
-        self._of_inputs = {n for leaf in tensors.values() for n in leaf.shape}
+        self._input_sizes = {n for leaf in tensors.values() for n in leaf.shape}
         self._states: dict[int, tuple[weakref.ref[Tensor], _State]] = {}
         self._written: list[tuple[Tensor, frozenset[str]]] = []
         self._shrunk: set[int] = set()
         at = {(name, axis) for name, axis, _, _ in cut or ()}
         named = [(n, axis, size) for n, p in model.named_parameters() for axis, size in enumerate(p.shape)]
-        self._stayed = {n for name, axis, n in named if (name, axis) not in at} | self._of_inputs
-        self._left = {n for name, axis, n in named if (name, axis) in at}  # the sizes of what was cut
-        self._knows = cut is not None
+        self._unchanged_sizes = {n for name, axis, n in named if (name, axis) not in at} | self._input_sizes
+        self._cut_sizes = {n for name, axis, n in named if (name, axis) in at}  # of the axes that were cut
+        self._knows_cut = cut is not None
         known = None if earlier is None else earlier._read | {name for name, *_ in cut or ()}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._name(tensor, name)
@@ -186,7 +188,7 @@ class Operators(TorchDispatchMode):
         return result
 
     def as_one(self, func: Any, args: Any, kwargs: Any, given: list[Any]) -> Any:
-        """Run a function, and note it as one operator that takes what is given."""
+        """Run a function, and note it as one operator with the arguments `given`."""
         self._is_inside = True
         try:
             result = func(*args, **kwargs)
@@ -214,7 +216,7 @@ class Operators(TorchDispatchMode):
         by_number = name in SAME or torch.Tag.pointwise in getattr(func, "tags", ())
         whole_numbers = {v for v in given if type(v) is int} - self.explained
         sized = self.is_sized or ((by_number or not tensors) and self._sized(given))
-        sized |= not (tensors or self._left.isdisjoint(whole_numbers))
+        sized |= not (tensors or self._cut_sizes.isdisjoint(whole_numbers))
         sized &= name not in SAME
         states = ((one, self._state(v)) for v, one in zip(many, names, strict=False))
         cut = [one for one, state in states if one != "noise" and (state.lacks or state.reads)]
@@ -252,7 +254,7 @@ class Operators(TorchDispatchMode):
             self._name(tensor, made)
 
     def sizes(self, tensor: Tensor, read: torch.Size) -> torch.Size:
-        """Return the sizes of a tensor. What code does with those at which units may be missing is noted."""
+        """Return the sizes of a tensor, as numbers that report what code does with cut sizes to `note`."""
         state = self._state(tensor)
         any_axis = state.axes is None
         return torch.Size(
@@ -265,9 +267,9 @@ class Operators(TorchDispatchMode):
         self.calls.append(("data", self._name_of(tensor), self._name_of(value)))
         self.missing.append(self.calls[-1])
 
-    def note(self, place: Any, size: float, turning: float, outcome: int, *, period: int = 0) -> None:
+    def note(self, place: Any, size: float, flips_at: float, outcome: int, *, period: int = 0) -> None:
         """Note a condition on a number that follows from a size at which units may be missing."""
-        self.calls.append(("decided", place, turning, outcome))
+        self.calls.append(("decided", place, flips_at, outcome))
         self.missing.append(self.calls[-1])
 
     def _is_by_unit(self, tensors: Sequence[Tensor]) -> bool:
@@ -279,7 +281,7 @@ class Operators(TorchDispatchMode):
         return bool(cut) and any(varies(v, axes) for v in whole)
 
     def returned(self, outputs: Iterable[Tensor]) -> None:
-        """Note the outputs of the pass: units that are missing in one are not there for who reads it."""
+        """Note the outputs of the pass in which units are missing, since the caller would miss them."""
         for tensor in outputs:
             if self._state(tensor).lacks:
                 found = "returned", self._name_of(tensor)
@@ -288,15 +290,15 @@ class Operators(TorchDispatchMode):
 
     def runs_as(self, other: Operators) -> bool:
         """Whether another pass ran the same operators, or at least no other ones where units are missing."""
-        is_known = self.calls == other.calls or (self._knows and other._knows)
-        return is_known and set(other.missing) <= set(self.missing)
+        is_comparable = self.calls == other.calls or (self._knows_cut and other._knows_cut)
+        return is_comparable and set(other.missing) <= set(self.missing)
 
     def _was_cut(self, model: nn.Module, name: str, axis: int, group: str, *, reads: bool) -> None:
         path, _, leaf = name.rpartition(".")
         try:
             tensor = getattr(model.get_submodule(path), leaf)
             _, state = self._states[id(tensor)]
-        except (AttributeError, KeyError):  # the user has taken it away
+        except (AttributeError, KeyError):  # the user has removed it
             return
         axes = None if state.axes is None else state.axes | {axis - tensor.ndim}
         lacks, read = (set(), {group}) if reads else ({group}, set())
@@ -304,10 +306,10 @@ class Operators(TorchDispatchMode):
         self._states[id(tensor)] = weakref.ref(tensor), state
 
     def _follow(self, func: Any, name: str, given: list[Any], results: list[Tensor], *, sized: bool) -> bool:
-        """Note in which results units are missing, and return whether an operator reads some that are.
+        """Note in which results units are missing, and return whether they are missing in an argument.
 
-        What is made with a number that may follow from a size that shrank counts as missing some: if no
-        tensor is given, or if it has such a size.
+        With a number that may follow from a size that shrank (`sized`), units also count as missing in a
+        result that is made without tensors, or that has such a size.
         """
         tensors = [value for value in given if isinstance(value, Tensor)]
         states = [self._state(tensor) for tensor in tensors]
@@ -323,7 +325,7 @@ class Operators(TorchDispatchMode):
         elif name in SUMS:
             of_weights = frozenset[str]().union(*(s.lacks for s in states if s.is_weight))
             others = frozenset[str]().union(*(s.lacks for s in states if not s.is_weight))
-            if reads and others - _SIZED <= reads:  # what is as long as the units is summed over too
+            if reads and others - _SIZED <= reads:  # a tensor as long as the units is summed over too
                 others -= _SIZED
             by_weights = frozenset({of_weights} if of_weights else ())
             # Weights of one channel each leave the order as it is.
@@ -331,7 +333,7 @@ class Operators(TorchDispatchMode):
             made = _State((others - reads) | of_weights, order=order)
         else:
             made = _State(lacks | reads, order=order)
-        shrunk = self._shrunk - self._stayed
+        shrunk = self._shrunk - self._unchanged_sizes
         for tensor in results:
             axes = axes_after(name, given, [s.axes for s in states], tensor.shape, by_number=by_number)
             made = replace(made, axes=axes if made.lacks or made.reads else frozenset())
@@ -340,15 +342,16 @@ class Operators(TorchDispatchMode):
                 made = replace(made, lacks=_SIZED, axes=frozenset(range(-tensor.ndim, 0)))
             self._states[id(tensor)] = weakref.ref(tensor), made
             if not made.is_weight:
-                (self._shrunk if made.lacks else self._stayed).update(tensor.shape)
+                (self._shrunk if made.lacks else self._unchanged_sizes).update(tensor.shape)
         if writes and made.lacks:  # other views of the same numbers have them too
             self._written += [(tensor, made.lacks) for tensor in results]
         return bool(lacks or reads)
 
     def _sized(self, given: Iterable[Any]) -> bool:
         """Whether a number among some arguments may follow from a size that shrank."""
-        numbers, sizes = [*self._numbers(given)], self._shrunk - self._stayed - {0, 1}
-        whole = {abs(v) for v in numbers if type(v) is int and v not in _NAMES} - self._stayed - {0, 1}
+        numbers, sizes = [*self._numbers(given)], self._shrunk - self._unchanged_sizes - {0, 1}
+        whole = {abs(v) for v in numbers if type(v) is int and v not in _NO_SIZES}
+        whole -= self._unchanged_sizes | {0, 1}
         computed = any(v % n == 0 or (v > _SMALL and n % v == 0) for v in whole for n in sizes)
         return computed or bool(_follows([*whole, *(v for v in numbers if type(v) is float)], sizes))
 
@@ -359,16 +362,17 @@ class Operators(TorchDispatchMode):
                 yield value
             elif not isinstance(value, Tensor):
                 continue
-            elif self._is_foreign(value) and value.numel() <= _FEW and not value.is_meta:
+            elif self._is_unknown(value) and value.numel() <= _FEW and not value.is_meta:
                 yield from value.detach().flatten().tolist()
 
-    def _is_foreign(self, tensor: Tensor) -> bool:
-        known = self._states.get(id(tensor))
-        return known is None or known[0]() is not tensor
+    def _is_unknown(self, tensor: Tensor) -> bool:
+        """Whether no operator of this pass made a tensor, and it is no parameter, buffer or input."""
+        found = self._states.get(id(tensor))
+        return found is None or found[0]() is not tensor
 
     def _state(self, tensor: Tensor) -> _State:
-        if self._is_foreign(tensor):
-            return _FOREIGN if tensor.numel() > _FEW else _WHOLE  # its numbers were looked at
+        if self._is_unknown(tensor):
+            return _UNKNOWN if tensor.numel() > _FEW else _WHOLE  # `_numbers` compares few numbers themselves
         state = self._states[id(tensor)][1]
         for other, lacks in self._written:
             if _share_memory(other, tensor):
@@ -376,7 +380,7 @@ class Operators(TorchDispatchMode):
         return state
 
     def _compare(self, path: str, module: nn.Module) -> None:
-        """Name what a module returns after the module, if it is as in the earlier pass."""
+        """Name what a module returns after the module, if it has the same units as in the earlier pass."""
         calls = itertools.count()
 
         def ended(module: nn.Module, args: Any, output: Any) -> None:
@@ -397,7 +401,7 @@ class Operators(TorchDispatchMode):
         module.register_forward_hook(ended)
 
     def watch(self, module: nn.Module) -> None:
-        """Look at the operators of a module by themselves."""
+        """Record whether a module runs, and only with operators that are left out: see `works_by_number`."""
 
         def begin(*_: Any) -> None:
             self.ran.append(module)
@@ -411,19 +415,19 @@ class Operators(TorchDispatchMode):
         return any(one is module for one in self.ran) and not any(one is module for one in self.mixing)
 
     def _sizes_in(self, given: Iterable[Any]) -> list[Any]:
-        """The numbers that may follow from a size that has shrunk, as in ``h / h.shape[-1] ** 0.5``."""
+        """The numbers that may follow from a size of a tensor, as in ``h / h.shape[-1] ** 0.5``."""
         shapes = [v.shape for v in given if isinstance(v, Tensor)]
         given = [v for v in given if isinstance(v, Tensor) or v not in self.explained]
-        return _follows(given, {n for shape in shapes for n in (*shape, shape.numel())} - self._of_inputs)
+        return _follows(given, {n for shape in shapes for n in (*shape, shape.numel())} - self._input_sizes)
 
     def _operand(self, tensor: Tensor) -> Any:
-        """The name of what an operator takes. It does not matter which floats these are, if none are missing.
+        """The name of an operator's argument. All floats in which no units are missing have one name.
 
-        Whole numbers and conditions may say where units go. Weights are told apart too.
+        Whole numbers and bools have names of their own, since they may say where units go. So have weights.
         """
         name, state = self._name_of(tensor), self._state(tensor)
-        lacks = state.lacks or state.reads or state.is_weight or not self._knows
-        return name if lacks or name == "noise" or not tensor.is_floating_point() else _ANY
+        is_named = state.lacks or state.reads or state.is_weight or not self._knows_cut
+        return name if is_named or name == "noise" or not tensor.is_floating_point() else _ANY
 
     def _name(self, tensor: Tensor, name: Any) -> None:
         self._names[id(tensor)] = weakref.ref(tensor), name

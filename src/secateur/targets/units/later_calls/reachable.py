@@ -5,14 +5,15 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
-from collections.abc import Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
 
 from secateur.common.preserving import is_own
+from secateur.graph.frames import codes_in
 
+# Numbers of instructions of Python: those that set a name, and those that load one variable, or two at once.
 _STORES = {dis.opmap[name] for name in ("STORE_ATTR", "STORE_GLOBAL", "DELETE_ATTR") if name in dis.opmap}
 _ASKS = frozenset(("getattr", "hasattr"))
 _ONE = {dis.opmap[name] for name in ("LOAD_FAST", "LOAD_FAST_BORROW") if name in dis.opmap}
@@ -27,10 +28,11 @@ class Reachable:
     """The names in the code that a forward pass may reach: of the user, and of libraries of models.
 
     Attributes:
-        names: Names of attributes that it reads, and of all that it calls.
-        asked: Names that it may ask for by `getattr` or `hasattr`, or where it expects an `AttributeError`.
-        stored: Names of globals, and of attributes of others than ``self``, that it sets.
-        globals: By the name of a module of Python, the names of its globals that the code reads.
+        names: Names of attributes that the code reads, and of all that it calls.
+        asked: Names that the code may ask for by `getattr` or `hasattr`, or where it catches an
+            `AttributeError`.
+        stored: Names of globals, and of attributes of objects other than ``self``, that the code sets.
+        globals: Name of a module of Python -> the names of its globals that the code reads.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -44,8 +46,7 @@ class Reachable:
         self._pending: list[FunctionType] = []
         classes: dict[type, None] = {}
         for module in model.modules():
-            held = [module, *vars(module).values()]
-            for value in held:
+            for value in (module, *vars(module).values()):
                 self._function(value)
                 if not isinstance(value, type):
                     classes.update(
@@ -83,8 +84,8 @@ class Reachable:
                 self._pending.append(function)
 
     def _read(self, function: FunctionType) -> None:
-        held = function.__globals__
-        for code in _codes(function.__code__):
+        variables = function.__globals__
+        for code in codes_in(function.__code__):
             names = set(code.co_names)
             new = names - self.names
             self.names |= names
@@ -97,8 +98,8 @@ class Reachable:
             new |= asked
             for name in new:
                 self._named(name)
-            for name in names & held.keys():
-                self._global(str(held.get("__name__")), name, held[name], names)
+            for name in names & variables.keys():
+                self._global(str(variables.get("__name__")), name, variables[name], names)
         for cell in function.__closure__ or ():
             try:
                 self._function(cell.cell_contents)
@@ -132,16 +133,8 @@ def _functions(value: Any) -> list[FunctionType]:
     return [value] if inner is value or not isinstance(inner, FunctionType) else [value, inner]
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """Yield the code of a function and of those inside it."""
-    yield code
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _codes(inner)
-
-
 def _stored(code: CodeType, own: set[str] | None) -> set[str]:
-    """Return the names of attributes and globals that code sets. Those of its first argument go to `own`."""
+    """Return the names of attributes and globals that code sets; those of its first argument go to `own`."""
     found, high, before = set[str](), 0, (-1, -1)
     for operation, low in zip(code.co_code[::2], code.co_code[1::2], strict=True):
         number = high << 8 | low

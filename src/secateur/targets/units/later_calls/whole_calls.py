@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from secateur.graph.courses import READS_VALUES, leaves
+from secateur.graph.executionpath import READS_VALUES, leaves
 from secateur.graph.frames import Line, in_pytorch, line_of_user
 from secateur.graph.watchednumbers import Watched, plain
 from secateur.targets.units.later_calls.operator_names import WHOLE_CALLS
@@ -20,8 +20,8 @@ from secateur.targets.units.later_calls.operators import SAFE, Operators
 
 
 @dataclass(frozen=True)
-class Turned:
-    """Outcomes of conditions on values of tensors, in order; those at `usual` lines are left as they are."""
+class ForcedOutcomes:
+    """Outcomes of conditions on values of tensors, in order, except for conditions at the lines `usual`."""
 
     usual: frozenset[Line]
     outcomes: tuple[bool, ...]
@@ -33,10 +33,10 @@ class WholeCalls(TorchFunctionMode):
     Attention runs without dropout, which draws for each head and position by itself.
     """
 
-    def __init__(self, operators: Operators, turned: Turned | None = None) -> None:
-        """Prepare a pass; `turned`: the outcomes that conditions shall have."""
+    def __init__(self, operators: Operators, forced: ForcedOutcomes | None = None) -> None:
+        """Prepare a pass; `forced` has outcomes for its conditions on values of tensors."""
         super().__init__()
-        self._operators, self._turned = operators, turned
+        self._operators, self._forced = operators, forced
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function."""
@@ -51,8 +51,8 @@ class WholeCalls(TorchFunctionMode):
         operators, given = self._operators, leaves((args, kwargs))
         before = operators.is_sized, operators.explained
         numbers = [*_watched(given)]
-        operators.is_sized |= any(number.course is operators for number in numbers)
-        operators.explained |= {plain(number) for number in numbers if number.course is SAFE}
+        operators.is_sized |= any(number.recorder is operators for number in numbers)
+        operators.explained |= {plain(number) for number in numbers if number.recorder is SAFE}
         try:
             if func is scaled_dot_product_attention:
                 args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
@@ -65,7 +65,7 @@ class WholeCalls(TorchFunctionMode):
             operators.is_sized, operators.explained = before
 
     def _attention(self, *args: Any, **kwargs: Any) -> Any:
-        """Run attention. Fewer keys than queries are noted as repeated, as code does it that has a mask."""
+        """Run attention. If queries have more heads, those of keys are noted as repeated, as with a mask."""
         query, key, value, *masks = [v for v in leaves((args, kwargs)) if isinstance(v, Tensor)]
         repeats = query.shape[-3] // key.shape[-3] if kwargs.get("enable_gqa") else 1
         if repeats > 1:
@@ -75,13 +75,13 @@ class WholeCalls(TorchFunctionMode):
         return self._operators.as_one(scaled_dot_product_attention, args, kwargs, given)
 
     def _value(self, line: Line, value: Any) -> Any:
-        """Note that Python takes a value of a tensor, and turn it if it shall have another outcome."""
+        """Note that Python takes a value of a tensor, and replace it by a forced outcome if there is one."""
         if type(value) is not bool:
             self._operators.reads.add(line)
             return value
-        if self._turned is not None and line not in self._turned.usual:
-            asked = sum(one not in self._turned.usual for one, _ in self._operators.conditions)
-            value = self._turned.outcomes[asked] if asked < len(self._turned.outcomes) else value
+        if self._forced is not None and line not in self._forced.usual:
+            asked = sum(one not in self._forced.usual for one, _ in self._operators.conditions)
+            value = self._forced.outcomes[asked] if asked < len(self._forced.outcomes) else value
         self._operators.conditions.append((line, value))
         return value
 
@@ -112,15 +112,15 @@ def _watched(given: Iterable[Any]) -> Iterator[Any]:
 
 
 def is_right_for_other_values(
-    run: Callable[[Turned], Operators], before: Operators, after: Operators, most: int
+    run: Callable[[ForcedOutcomes], Operators], before: Operators, after: Operators, most: int
 ) -> bool:
-    """Whether a call runs as a known one, whatever outcomes its conditions on values of tensors have.
+    """Whether a call runs like a known one, whatever outcomes its conditions on values of tensors have.
 
     Args:
         run: Runs the call with other outcomes.
         before: The known call. Its conditions are left as they are.
         after: The call with the outcomes that it has.
-        most: How many runs there may be. If that is too few, the answer is False.
+        most: The most runs. If they are too few, the answer is False.
     """
     usual = frozenset(line for line, _ in before.conditions)
     left, runs = [(after, 0)], 0
@@ -132,8 +132,8 @@ def is_right_for_other_values(
         for at in range(done, len(outcomes)):
             runs += 1
             try:
-                other = run(Turned(usual, (*outcomes[:at], not outcomes[at])))
-            except Exception:  # it may be a check of the values, or not: the next call is looked into again
+                other = run(ForcedOutcomes(usual, (*outcomes[:at], not outcomes[at])))
+            except Exception:  # it may be a check of the values, or not: the next call is checked again
                 return False
             if runs > most or not before.runs_as(other):
                 return False

@@ -139,8 +139,8 @@ def free_heads(layer: nn.MultiheadAttention) -> None:
         layer.v_head_dim, layer.head_scale = layer.head_dim, layer.head_dim**-0.5
     if not isinstance(layer, PrunedAttention) and is_parametrized(layer):
         # PyTorch made a class for this one layer, which holds the computed weights. It becomes a new one.
-        held = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
-        layer.__class__ = type(own.__name__, (pruned_class(own.__bases__[0]),), held)
+        members = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
+        layer.__class__ = type(own.__name__, (pruned_class(own.__bases__[0]),), members)
     elif not isinstance(layer, PrunedAttention):
         layer.__class__ = pruned_class(own)
     # nn.TransformerEncoderLayer takes its fast path only if this is True. That path assumes that heads fill

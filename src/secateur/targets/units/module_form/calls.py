@@ -1,7 +1,8 @@
 """Calls of torch functions with sizes, positions or counts in their arguments: reading and changing them.
 
 A call is seen as the user's code makes it: ``x.view(2, -1, 8)``, ``torch.zeros(8, 1)``, ``x[:, :8]``. It
-consists of steps, and what a step needs to pass is a `Need`: see `secateur.targets.units.module_form.needs`.
+consists of steps. What a step has to pass in the smaller model is a `Need`: see
+`secateur.targets.units.module_form.needs`.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def steps_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Ste
 def factor_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
     """Return the plain number that a call multiplies or divides by; None if there is none."""
     given = _factor(name, args, kwargs)
-    known = isinstance(given, int | float) and not isinstance(given, bool)
-    return float(plain(given)) if known or is_traced(given) else None
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    return float(plain(given)) if is_number or is_traced(given) else None
 
 
 def _factor(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -169,16 +170,16 @@ def wanted(
         return [(values_of(component), need.start)]
     if isinstance(need, Heads | Factor):
         return []
-    held: Any
+    passed: Any
     if step.family == "range":
-        held = _range(args, kwargs)
+        passed = _range(args, kwargs)
     else:
         word, place = _PLACES[step.family]
-        held = kwargs[word] if word in kwargs else args[place] if place < len(args) else None
+        passed = kwargs[word] if word in kwargs else args[place] if place < len(args) else None
     if isinstance(need.value, tuple):
-        pairs = zip(held if isinstance(held, list | tuple) else (held,), need.value, strict=True)
+        pairs = zip(passed if isinstance(passed, list | tuple) else (passed,), need.value, strict=True)
         return [(old, new) for old, new in pairs if new is not None]
-    return [(held, need.value)]
+    return [(passed, need.value)]
 
 
 def observed(name: str, need: Need, args: Sequence[Any], kwargs: dict[str, Any]) -> Need:
@@ -277,12 +278,12 @@ def _part_sizes(name: str, args: Sequence[Any], kwargs: dict[str, Any], dim: int
                 return tuple(given)  # in the smaller model they may not sum to the axis
     x = _source(args, kwargs)
     probe = torch.empty([1 if k != dim else n for k, n in enumerate(x.shape)], device="meta")
-    how = dict(kwargs)
+    options = dict(kwargs)
     for word in ("input", "tensor"):
-        how.pop(word, None)
+        options.pop(word, None)
     call = getattr(torch.Tensor, "split" if name in ("split_with_sizes", "unsafe_split") else name)
     rest = list(args[1:])
-    return tuple(part.shape[dim] for part in call(probe, *rest, **how))
+    return tuple(part.shape[dim] for part in call(probe, *rest, **options))
 
 
 _RANGE_WORDS = ("start", "end", "step")

@@ -43,12 +43,12 @@ def quietly() -> Iterator[None]:
             log.setLevel(level)
 
 
-def holders_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def nested_configurations(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield a configuration and those inside it, each with the prefix of its paths."""
     yield prefix, config
     for name, value in list(vars(config).items()):
         if hasattr(value, "to_dict") and not isinstance(value, type):
-            yield from holders_of(value, f"{prefix}{name}.")
+            yield from nested_configurations(value, f"{prefix}{name}.")
 
 
 def named(config: Any, name: str) -> int | None:
@@ -62,8 +62,8 @@ def named(config: Any, name: str) -> int | None:
 
 def numbers_of(config: Any) -> Iterator[tuple[str, int | float]]:
     """Return the numbers that may decide a size, by path: integers of at least 2, others of at least 1."""
-    for prefix, holder in holders_of(config):
-        for name, value in holder.to_dict().items():
+    for prefix, owner in nested_configurations(config):
+        for name, value in owner.to_dict().items():
             entries = {f"{prefix}{name}": value}
             if isinstance(value, list | tuple):
                 entries = {f"{prefix}{name}.{k}": entry for k, entry in enumerate(value)}
@@ -95,32 +95,32 @@ def set_number(config: Any, path: str, value: Any) -> None:
     Raises:
         ArtefactError: The configuration has no such path.
     """
-    holder, (*parts, name) = _holder(config, path)
+    owner, (*parts, name) = _owner(config, path)
     if parts[:1] == [LAYERS]:
-        layers = _layers(holder.to_dict())
+        layers = _layers(owner.to_dict())
         layers.setdefault(int(parts[1]), {})[name] = value
         name, value = LAYERS, layers
     elif parts:
-        values = list(getattr(holder, parts[0]))
+        values = list(getattr(owner, parts[0]))
         values[int(name)] = value
         name, value = parts[0], values
-    setattr(holder, name, value)
+    setattr(owner, name, value)
 
 
 def number_at(config: Any, path: str) -> Any:
     """Return the number at a path; None if there is none."""
-    holder, parts = _holder(config, path)
-    fields = holder.to_dict()
+    owner, parts = _owner(config, path)
+    fields = owner.to_dict()
     if parts[0] == LAYERS:
         return _layers(fields).get(int(parts[1]), {}).get(parts[2])
-    held = fields.get(parts[0])
-    return held[int(parts[1])] if len(parts) > 1 and held is not None else held
+    value = fields.get(parts[0])
+    return value[int(parts[1])] if len(parts) > 1 and value is not None else value
 
 
 def configurations_in(model: nn.Module) -> list[Any]:
     """Return all configurations of a model and its submodules, each once."""
     own = [c for m in model.modules() if hasattr(c := getattr(m, "config", None), "to_dict")]
-    return list({id(held): held for config in own for _, held in holders_of(config)}.values())
+    return list({id(each): each for config in own for _, each in nested_configurations(config)}.values())
 
 
 def set_numbers(model: nn.Module, changes: Changes) -> None:
@@ -129,11 +129,11 @@ def set_numbers(model: nn.Module, changes: Changes) -> None:
     A copy has the same class and the same number. The encoder and decoder of T5, for example, have one each.
     """
     for path, value in changes.items():
-        old, (holder, parts) = number_at(model.config, path), _holder(model.config, path)
-        own = [held for _, held in holders_of(model.config) if type(held) is type(holder)]
+        old, (owner, parts) = number_at(model.config, path), _owner(model.config, path)
+        own = [each for _, each in nested_configurations(model.config) if type(each) is type(owner)]
         rest = ".".join(parts)
-        for config in configurations_in(model) if len(own) == 1 else [holder]:
-            if type(config) is type(holder) and number_at(config, rest) == old:
+        for config in configurations_in(model) if len(own) == 1 else [owner]:
+            if type(config) is type(owner) and number_at(config, rest) == old:
                 set_number(config, rest, value)
 
 
@@ -159,12 +159,12 @@ def _layers(fields: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     return {int(layer): dict(own) for layer, own in (fields.get(LAYERS) or {}).items()}
 
 
-def _holder(config: Any, path: str) -> tuple[Any, list[str]]:
+def _owner(config: Any, path: str) -> tuple[Any, list[str]]:
     """Return the innermost configuration on a path, and the rest of the path."""
     parts = path.split(".")
     if any(part.startswith("__") for part in parts):
         raise ArtefactError(f"sizes: expected a field of a configuration, got {path!r}.")
-    while len(parts) > 1 and hasattr(held := vars(config).get(parts[0]), "to_dict"):
-        config = held
+    while len(parts) > 1 and hasattr(inner := vars(config).get(parts[0]), "to_dict"):
+        config = inner
         parts.pop(0)
     return config, parts

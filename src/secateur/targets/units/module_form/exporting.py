@@ -1,4 +1,4 @@
-"""Running a model as `torch.export` runs it: code may ask whether it does, and go another way."""
+"""Running a model as `torch.export` runs it, since code may ask for that and do something else then."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _QUESTIONS = ("is_exporting", "is_compiling")
 
 @contextmanager
 def exporting(on: bool, asked: set[str]) -> Iterator[None]:
-    """Inside, code that asks whether it is exported or compiled is told so, if `on`, and noted in `asked`.
+    """Inside, code that asks whether it is exported or compiled gets True, if `on`.
 
-    Transformers then gives attention a mask where else it gives none. PyTorch's own code, and other threads,
-    get true answers.
+    The names of the functions by which it asks are added to `asked`. Transformers passes a mask to attention
+    then, where it otherwise passes none. PyTorch's own code, and other threads, get true answers.
     """
     own = threading.get_ident()
     before = {name: found for name in _QUESTIONS if (found := getattr(torch.compiler, name, None))}

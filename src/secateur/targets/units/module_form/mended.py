@@ -1,4 +1,4 @@
-"""Mending: calls in the user's code get new sizes where the code itself has fixed ones.
+"""Mending: calls in the user's code get new sizes, where the code itself fixes the sizes.
 
 Examples are ``x.reshape(B, N, C)`` with C read from the input, and ``x.new_full((16, 1, 1), 0.5)``: no
 attribute makes such code use fewer units. The module keeps its class and its code. Its ``forward``, and each
@@ -40,7 +40,7 @@ class Rule:
         place: The place of the call in the code.
         steps: The steps of the call.
         needs: What steps need, each with the number of the step. Empty if the call stays as it is.
-        said: The numbers that the code passes and that change.
+        said: The numbers that the code passes and that the rule changes.
         count: How many sizes the call passes.
     """
 
@@ -54,14 +54,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Code:
-    """What is known of a module's code.
+    """What is known about the calls in a module's code.
 
     Attributes:
         rules: The rules of its calls with sizes, as far as they ran when the model was traced.
         sizes: The sizes of the dense module that have shrunk. Calls without a rule may not pass them.
-        unseen: By method, the lines that did not run and that contain one of these sizes, in words.
-        plain: Whether the numbers that a call passes decide its rule, wherever the call is. A compiler sees
-            only the numbers.
+        unseen: For each method, the lines that did not run and that contain one of these sizes, in words.
+        plain: Whether the numbers that a call passes decide its rule, wherever the call is. A compiler knows
+            the numbers, but not the place of a call.
     """
 
     rules: tuple[Rule, ...]
@@ -77,7 +77,7 @@ class Code:
 
 
 def said(name: str, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the numbers of a call that a rule would change; none if its steps or counts are others."""
+    """Return the numbers of a call that a rule would change; none if the rule is for other kinds of calls."""
     if calls.count(name, args, dict(kwargs)) != rule.count:
         return ()
     if not _alike(calls.steps_of(name, args, dict(kwargs)), rule.steps):
@@ -116,31 +116,35 @@ def fitting_rules(
     """Find the rules for a call, by its line; if they differ, by its place; then by the numbers it passes.
 
     There are none for a line that did not run when the model was traced. There are several different ones if
-    nothing decides between them.
+    none of these three decides between them.
     """
     found = [rule for rule in rules if rule.name == name and _line(rule.place) == _line(place)]
     for short in (0, 1):  # a compiler may change the numbers of instructions
         if _differ(found):
-            ours = [frame[: len(frame) - short] for frame in place]
-            found = [rule for rule in found if _meet(ours, rule.place, short)] or found
+            stack = [frame[: len(frame) - short] for frame in place]
+            found = [rule for rule in found if _is_same_stack(stack, rule.place, short)] or found
     if _differ(found):
-        found = told(found, name, args, kwargs) or [rule for rule in found if not rule.needs] or found
+        found = (
+            rules_by_numbers(found, name, args, kwargs) or [rule for rule in found if not rule.needs] or found
+        )
     return found
 
 
-def told(rules: Iterable[Rule], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Rule]:
+def rules_by_numbers(
+    rules: Iterable[Rule], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[Rule]:
     """Return the rules that change a call with the numbers that this call passes."""
-    ours = [rule for rule in rules if rule.name == name and rule.needs]
-    return [rule for rule in ours if said(name, rule, args, kwargs) == rule.said]
+    own = [rule for rule in rules if rule.name == name and rule.needs]
+    return [rule for rule in own if said(name, rule, args, kwargs) == rule.said]
 
 
 def _line(place: Place) -> tuple[Any, ...]:
     return place[0][:4] if place else ()
 
 
-def _meet(ours: Sequence[tuple[Any, ...]], place: Place, short: int) -> bool:
-    """Whether two stacks agree as far as both go: a method may be called from outside."""
-    return all(a == b[: len(b) - short] for a, b in zip(ours, place, strict=False))
+def _is_same_stack(stack: Sequence[tuple[Any, ...]], place: Place, short: int) -> bool:
+    """Whether two stacks agree up to the end of the shorter one: a method may be called from outside."""
+    return all(a == b[: len(b) - short] for a, b in zip(stack, place, strict=False))
 
 
 def _differ(rules: Sequence[Rule]) -> bool:
@@ -166,7 +170,7 @@ def mended(
 
 
 class _NoScript(ApplyError, AttributeError):
-    """Raised where a mended module is scripted. Other code takes it for a missing attribute."""
+    """Raised where a mended module is scripted. To other code it is a missing attribute."""
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -189,12 +193,12 @@ class MendedMethod:
         self._inner = inner  # the attribute that it replaces, if there was one
 
     def moved(self, module: nn.Module) -> MendedMethod:
-        """Make the same for another module of the same class."""
+        """Make a mended method for another module of the same class."""
         inner = self._inner.moved(module) if isinstance(self._inner, MendedMethod) else self._inner
         return MendedMethod(module, self.code, self.name, inner)
 
     def rounds(self) -> Iterator[MendedMethod]:
-        """Return this object, and those that earlier rounds of pruning put in its place."""
+        """Return this object, and the mended methods of earlier rounds of pruning that it calls."""
         yield self
         if isinstance(self._inner, MendedMethod):
             yield from self._inner.rounds()
@@ -218,7 +222,7 @@ class MendedMethod:
         """
         raise _NoScript(
             f"expected no torch.jit.script of {type(self.module).__name__}, got one: it compiles the code, "
-            f"which holds a size that is mended as the code runs. Use torch.jit.trace or torch.export."
+            f"which has a size that is changed only as the code runs. Use torch.jit.trace or torch.export."
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -237,9 +241,9 @@ class MendedMethod:
     @_uncompiled
     def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         _, _, frame = place_of(sys._getframe(1))
-        around = None if frame is None else frame.f_locals.get("owner")
-        if isinstance(around, MendedMethod) and around.module is self.module:
-            if all(one is not self for one in around.rounds()):
+        caller = None if frame is None else frame.f_locals.get("owner")
+        if isinstance(caller, MendedMethod) and caller.module is self.module:
+            if all(one is not self for one in caller.rounds()):
                 return self.run(args, kwargs)  # the calling method mends it already
         return mended_call(self, args, kwargs)
 
@@ -260,7 +264,7 @@ class _Plain(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        rules = told(self._rules, name, args, kwargs)
+        rules = rules_by_numbers(self._rules, name, args, kwargs)
         if not rules:
             return func(*args, **kwargs)
         return mended(func, name, calls.steps_of(name, args, kwargs), dict(rules[0].needs), args, kwargs)
@@ -268,15 +272,15 @@ class _Plain(TorchFunctionMode):
 
 @dataclass
 class Watch:
-    """Whether the numbers that calls pass decide their rules, observed over several runs.
+    """Observes over several runs whether the numbers that calls pass decide their rules.
 
     Attributes:
         said: For each run, the numbers that calls passed, by module, place and rule.
-        apart: The identities of modules where the numbers would lead to another rule.
+        undecided: The ids of modules where the numbers would lead to another rule.
     """
 
     said: list[dict[Any, set[tuple[int, ...]]]] = field(default_factory=list)
-    apart: set[int] = field(default_factory=set)
+    undecided: set[int] = field(default_factory=set)
 
     def note(self, module: nn.Module, place: Place, known: Sequence[Rule], call: Any, rules: Any) -> None:
         """Record a call, the rules of its line, and those of its module."""
@@ -285,9 +289,9 @@ class Watch:
             numbers = said(call[0], rule, *call[1:])
             self.said[-1].setdefault((id(module), place, rule), set()).add(numbers)
             if numbers == rule.said and rule.needs != needs:
-                self.apart.add(id(module))
-        if needs and not told(rules, *call):
-            self.apart.add(id(module))
+                self.undecided.add(id(module))
+        if needs and not rules_by_numbers(rules, *call):
+            self.undecided.add(id(module))
 
     def plain(self, module: nn.Module, code: Code) -> bool:
         """Whether the numbers decide the rules of a module, do not vary, and none would be changed twice."""
@@ -300,7 +304,7 @@ class Watch:
         if any(map(_are_listed, changing)):
             return False  # a compiler does not see the positions in a tensor
         twice = any(a.name == b.name and set(_news(a)) & set(b.said) for a in changing for b in changing)
-        return not code.unseen and not twice and id(module) not in self.apart | varying
+        return not code.unseen and not twice and id(module) not in self.undecided | varying
 
 
 def _news(rule: Rule) -> list[int]:
@@ -336,8 +340,8 @@ class _Mending(TorchFunctionMode):
             return func(*args, **kwargs)
         every = self._owner.code.rules
         place, codes, frame = place_of(sys._getframe(1))
-        around = None if frame is None else frame.f_locals.get("owner")
-        own = any(one is around for one in self._owner.rounds())
+        caller = None if frame is None else frame.f_locals.get("owner")
+        own = any(one is caller for one in self._owner.rounds())
         rules = fitting_rules(every, name, place, args, kwargs) if own else []
         if (watch := _watch.get()) is not None:
             watch.note(self._owner.module, place, rules, (name, args, kwargs), every)
@@ -371,9 +375,9 @@ class _Mending(TorchFunctionMode):
         """Refuse a call on a line that did not run at trace, if it passes a size that shrank here."""
         # The size may be in the function of the call, on lines that lead there, or in an attribute.
         names = {name for code in codes for name in code.co_names}
-        held = {v for k, v in vars(self._owner.module).items() if isinstance(v, int) and k in names}
+        attributes = {v for k, v in vars(self._owner.module).items() if isinstance(v, int) and k in names}
         outer = (literals(code, frame[3]) for code, frame in zip(codes[1:], place[1:], strict=True))
-        written = held.union(*map(literals, codes[:1]), *outer)
+        written = attributes.union(*map(literals, codes[:1]), *outer)
         if found := self._owner.code.sizes & written & set(calls.numbers(args, dict(kwargs))):
             raise InputError(
                 f"{line_of(place)}: expected only lines that ran when the model was traced, got a call of "
@@ -388,7 +392,7 @@ _ADVICE = (
 
 
 def mend(small: nn.Module, codes: Mapping[str, Code]) -> tuple[str, ...]:
-    """Let modules run mended, in place, and refuse lines that did not run at trace.
+    """Mend the calls of modules from now on, in place, and refuse lines that did not run at trace.
 
     Returns:
         The paths of the modules that are mended.

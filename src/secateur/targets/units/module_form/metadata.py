@@ -193,6 +193,6 @@ def _configured(small: nn.Module, changes: Mapping[str, Any]) -> Iterator[None]:
         set_numbers(small, changes)
         yield
     finally:
-        for config, held in before:
+        for config, fields in before:
             vars(config).clear()
-            vars(config).update(held)
+            vars(config).update(fields)

@@ -12,7 +12,7 @@ from torch import nn
 from secateur.common.models import named_tensors
 from secateur.plan import Plan
 from secateur.targets.units.copying import duplicate
-from secateur.targets.units.later_calls.held import suspend
+from secateur.targets.units.later_calls.callcheck import suspend
 from secateur.targets.units.module_form.attention import follow_width, resize
 from secateur.targets.units.module_form.attributes import new_attributes
 from secateur.targets.units.module_form.sizes import Sizes, set_sizes

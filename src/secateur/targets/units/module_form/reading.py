@@ -29,8 +29,8 @@ from secateur.targets.units.module_form.configuration import (
     Changes,
     changed_configuration,
     has_configuration,
-    holders_of,
     named,
+    nested_configurations,
     numbers_of,
     quietly,
 )
@@ -170,12 +170,12 @@ class _Reader:
         if not self.resized:
             return Reading(({},), Gap())
         reading = self._with({})
-        if not reading.options and (stated := self._statements()):
+        if not reading.options and (stated := self._defaults()):
             reading = self._with(stated)
         return reading
 
     def _with(self, stated: Changes) -> Reading:
-        """Find the answers after some numbers with a default were written into the configuration."""
+        """Find options after some numbers with a default were written into the configuration."""
         paths = {**dict(numbers_of(self.builds.config)), **stated}
         numbers = [self._number(path, value, stated) for path, value in paths.items()]
         reading = self._solved(numbers, stated)
@@ -196,7 +196,7 @@ class _Reader:
                     return Number(path, value, frozenset(moved))
         return Number(path, value, frozenset())
 
-    def _statements(self) -> dict[str, int]:
+    def _defaults(self) -> dict[str, int]:
         """Return the numbers that the configuration leaves to a default, with that default.
 
         The size of a head is among them even if the configuration's class has no such field: many models read
@@ -204,14 +204,14 @@ class _Reader:
         """
         found: dict[str, int] = {}
         sizes = dict.fromkeys(old for old, _ in self.resized.values())
-        for prefix, holder in holders_of(self.builds.config):
+        for prefix, config in nested_configurations(self.builds.config):
             options = {
                 f"{prefix}{name}": sizes
-                for name, value in holder.to_dict().items()
+                for name, value in config.to_dict().items()
                 if value is None and not name.startswith("_") and not name.endswith(("_id", "_ids"))
             }
-            width, heads = named(holder, "hidden_size"), named(holder, "num_attention_heads")
-            if width and heads and named(holder, _HEAD_SIZE) is None:
+            width, heads = named(config, "hidden_size"), named(config, "num_attention_heads")
+            if width and heads and named(config, _HEAD_SIZE) is None:
                 options[f"{prefix}{_HEAD_SIZE}"] = {width // heads: None}
             for path, defaults in options.items():
                 if self._number(path, next(iter(defaults)), {}).moves:
@@ -222,9 +222,9 @@ class _Reader:
     def _of_layers(self, numbers: Iterable[Number], stated: Changes) -> list[Number]:
         """Return numbers of single layers, if Transformers has them and the class reads them."""
         found = []
-        for prefix, holder in holders_of(self.builds.config):
-            layers = named(holder, "num_hidden_layers") or 0
-            if not hasattr(type(holder), LAYERS):
+        for prefix, config in nested_configurations(self.builds.config):
+            layers = named(config, "num_hidden_layers") or 0
+            if not hasattr(type(config), LAYERS):
                 continue
             for number in numbers:
                 name = number.path.removeprefix(prefix)
@@ -242,13 +242,13 @@ class _Reader:
         return bool(number.moves) and {_kind(axis) for axis in number.moves} <= kinds
 
     def _solved(self, numbers: Iterable[Number], stated: Changes) -> Reading:
-        """Find answers in these numbers. Numbers that share no axes are solved separately."""
+        """Find options for these numbers. Numbers that share no axes are solved separately."""
         able = [n for n in numbers if n.moves and n.moves <= self.resized.keys()]
         left = dict(self.resized)
         parts: list[list[dict[str, Any]]] = []
         for component in _components(able):
-            if answers := self._answers(component, stated):
-                parts.append(answers)
+            if found := self._options(component, stated):
+                parts.append(found)
                 for axis in frozenset().union(*(n.moves for n in component)):
                     left.pop(axis, None)
         if left:
@@ -260,7 +260,7 @@ class _Reader:
         found = [changes for changes in found if self.builds.shapes(changes) == self.wanted]
         return Reading(tuple(found), self._gap(self.resized, numbers))
 
-    def _answers(self, component: list[Number], stated: Changes) -> list[dict[str, Any]]:
+    def _options(self, component: list[Number], stated: Changes) -> list[dict[str, Any]]:
         """Return changes of these numbers that give the wanted sizes; fewer heads before smaller heads."""
         axes = frozenset().union(*(n.moves for n in component))
         alike: dict[tuple[Any, ...], set[int]] = {}

@@ -39,14 +39,13 @@ from secateur.targets.units.draws import Draws
 from secateur.targets.units.graph_form.constants import Constants
 from secateur.targets.units.graph_form.program import sliced_program
 from secateur.targets.units.graph_form.traced import Traced
-from secateur.targets.units.later_calls.flagged import guard, tried
-from secateur.targets.units.later_calls.flagged import in_words as flags_in_words
-from secateur.targets.units.later_calls.held import hold
+from secateur.targets.units.later_calls.callcheck import check_calls
+from secateur.targets.units.later_calls.flagged import flags_in_words, guard, try_flags
 from secateur.targets.units.masked import masked
 from secateur.targets.units.module_form import calls
 from secateur.targets.units.module_form.exporting import exporting
 from secateur.targets.units.module_form.mended import Code, mend, watching
-from secateur.targets.units.module_form.mending import Mender, Run, changes, need_of, rules_of, stays
+from secateur.targets.units.module_form.mendrules import Mender, Run, changes, need_of, rules_of, stays
 from secateur.targets.units.module_form.metadata import folder_note, new_metadata
 from secateur.targets.units.module_form.module import smaller_module
 from secateur.targets.units.module_form.needs import Need
@@ -71,18 +70,19 @@ def proven_module(
 ) -> nn.Module:
     """Make the smaller module, and show by forward passes that it computes what the plan means.
 
-    Attributes change if a forward pass shows that their values become a size that shrinks. Sizes that the
-    code itself fixes are mended at the call. The result is compared with the masked dense model, at every
-    size that may vary. If a removed group is inexact, it is compared with the program with smaller tensors
-    instead, at the traced size. Values of flags with which it would differ are refused from then on.
+    Attributes change if a forward pass shows that their values become a size that shrinks. Calls with sizes
+    that the code itself fixes are mended: their arguments are changed as the code runs. The result is
+    compared with the masked dense model, at every size that may vary. If a removed group is inexact, it is
+    compared with the program with smaller tensors instead, at the traced size. Values of flags with which it
+    would differ are refused from then on.
 
-    With `only_proof`, neither flags are tried nor is a record attached.
+    With `only_proof`, no flags are tried, and no record is attached.
 
     Raises:
         ApplyError: No such module was found.
     """
     model, graph = traced.model, traced.graph
-    sizes, codes = understood(model, graph, plan)
+    sizes, codes = find_changes(model, graph, plan)
     small = smaller_module(model, plan, sizes)
     mended = mend(small, codes)
     exact = all(g.exact or not g.removed for g in plan.groups)
@@ -90,11 +90,11 @@ def proven_module(
     without = _prove(reference, small, graph, (args, dict(kwargs)), other_sizes=exact)
     if only_proof:
         return small
-    flags, right = tried(reference, small, traced.switches) if exact else ((), ())
+    flags, right = try_flags(reference, small, traced.flag_values) if exact else ((), ())
     guard(small, flags)
     metadata = new_metadata(traced, small, graph.kept(removed_positions(plan)))
     set_sizes(model, small, metadata)
-    hold(small, plan, right)
+    check_calls(small, plan, right)
     sizes = {**sizes, **metadata}
     said = (
         _note(mended, without),
@@ -106,23 +106,23 @@ def proven_module(
     return attach(small, Record(plan, "module", note, sizes=sizes, captured=mended, flags=flags))
 
 
-def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, Any], dict[str, Code]]:
+def find_changes(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, Any], dict[str, Code]]:
     """Find the attributes that have to change, and the calls that have to be mended.
 
     Returns:
-        New values of attributes, and what is known of the code of modules, by path.
+        New values of attributes by path; and what is known of the code of modules, by path.
 
     Raises:
         ApplyError: One line of code would need different sizes.
     """
     views = [view for view in graph.views if not view.other_answer]
     passes = [_Pass(model, graph, plan, view) for view in (None, *views)]
-    for view in graph.views:  # where all answers are the same, an ordinary pass can have them too
+    for view in graph.views:  # if all conditions have one answer, an ordinary pass can have it too
         if view.answer is not None:
             with contextlib.suppress(Exception):  # the branch may not take these values
                 passes.append(_Pass(model, graph, plan, view))
-    if passes[0].goes_another_way():
-        with contextlib.suppress(Exception):  # some code only runs so while it is captured
+    if passes[0].differs_from_program():
+        with contextlib.suppress(Exception):  # some code runs like this only in a capture
             passes.append(_Pass(model, graph, plan, None, exported=True))
     equations = [p.equations() for p in passes]
     changes, stays = ([e for pair in equations for e in pair[k]] for k in (0, 1))
@@ -130,8 +130,8 @@ def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, An
         sizes = _in_lists(model, solve(changes, stays))
         small = smaller_module(model, plan, sizes)
         shown = [e for one in passes for e in one.compared(small)]
-        known = {(e.number.sources, e.wanted) for e in changes}
-        if {(e.number.sources, e.wanted) for e in shown} <= known:
+        listed = {(e.number.sources, e.wanted) for e in changes}
+        if {(e.number.sources, e.wanted) for e in shown} <= listed:
             break
         changes += shown  # a run shows only the first comparison that fails
     rules = rules_of(run for one in passes for run in one.runs(small))
@@ -163,7 +163,7 @@ def _with_plain(
 
 
 class _Pass:
-    """One way to run the dense model: its recorded calls, and what they need in the smaller model."""
+    """The recorded calls of the dense model in one kind of pass, and what they need in the smaller model."""
 
     def __init__(
         self, model: nn.Module, graph: Graph, plan: Plan, view: View | None, *, exported: bool = False
@@ -177,7 +177,7 @@ class _Pass:
         program = graph.program if view is None else view.program
         self._arguments = graph.captured_inputs() if view is None else view.arguments
         self._constants = Constants(graph.kept(removed_positions(plan), view))
-        self._known: dict[Any, Need | None] = {}
+        self._needs: dict[Any, Need | None] = {}  # by node
         self._uses = Uses()
         try:
             with tracked(model) as self._uses:
@@ -187,22 +187,21 @@ class _Pass:
         assign_nodes(self.dense, program.graph, model, "model." if self._method else "")
         self._nodes = program.graph.nodes
 
-    def goes_another_way(self) -> bool:
-        """Whether the program has calls with sizes that shrink, and an ordinary run of the model has not.
+    def differs_from_program(self) -> bool:
+        """Whether the program has calls with sizes that shrink which this ordinary pass does not make.
 
-        The code then asks whether it is exported. Ordinary runs may go that way too: with Transformers, those
-        with padding do.
+        The code then asks whether it is exported. Other ordinary passes may make these calls too, as those
+        with padding do in Transformers.
         """
-        known = {node for call in self.dense for node in call.nodes}
-        others = (
-            (node for node in self._nodes if node not in known and has_sizes(node)) if self._asked else ()
-        )
+        seen = {node for call in self.dense for node in call.nodes}
+        others = (node for node in self._nodes if node not in seen and has_sizes(node)) if self._asked else ()
         with contextlib.suppress(ApplyError):
             return any((need := self.needs(node)) is not None and changes(need) for node in others)
         return False
 
     @contextlib.contextmanager
-    def _way(self, model: nn.Module) -> Iterator[None]:
+    def _on(self, model: nn.Module) -> Iterator[None]:
+        """Inside, a call of the model is a pass of this kind."""
         with (
             evaluating(model, training=self._training),
             self._mode.on(model),
@@ -214,20 +213,20 @@ class _Pass:
 
     def _record(self, model: nn.Module, change: Change | None = None) -> list[Recorded]:
         args, kwargs = self._arguments
-        with self._way(model):
+        with self._on(model):
             return record(model, args, kwargs, change, method=self._method)
 
     def run(self, model: nn.Module, arguments: Arguments | None = None) -> None:
-        """Run a model in this way, perhaps with other arguments."""
+        """Run a model in a pass of this kind, perhaps with other arguments."""
         args, kwargs = arguments or self._arguments
-        with self._way(model):
+        with self._on(model):
             (getattr(model, self._method) if self._method else model)(*args, **kwargs)
 
     def needs(self, node: Any) -> Need | None:
         """Return what the call behind an operator needs."""
-        if node not in self._known:
-            self._known[node] = need_of(self._constants, node)
-        return self._known[node]
+        if node not in self._needs:
+            self._needs[node] = need_of(self._constants, node)
+        return self._needs[node]
 
     def _mender(self) -> Mender:
         dense = [call for call in self.dense if call.steps]
@@ -239,7 +238,7 @@ class _Pass:
         return changes, [*stays, *(Equation(number, int(number)) for number in self._uses.numbers)]
 
     def compared(self, small: nn.Module) -> list[Equation]:
-        """Return what attributes must become so that the first failing comparison holds again."""
+        """Return an equation from the first comparison that was true in the dense model and is false now."""
         if not any(equal for _, _, equal in self._uses.equal):
             return []
         mender = self._mender()
@@ -247,8 +246,8 @@ class _Pass:
         # The run ends where an assertion of the user's fails.
         with tracked(small) as uses, contextlib.suppress(Exception):
             self._record(small, change)
-        for (number, _, before), (mine, other, now) in zip(self._uses.equal, uses.equal, strict=False):
-            if number.sources != mine.sources:
+        for (number, _, before), (own, other, now) in zip(self._uses.equal, uses.equal, strict=False):
+            if number.sources != own.sources:
                 break
             if before and not now and isinstance(other, int):
                 return [Equation(number, int(other))]
@@ -264,9 +263,9 @@ class _Pass:
         except Exception as error:  # with other shapes, the user's code may fail in any way
             if mender.other_code:
                 raise ApplyError(
-                    f"apply: expected the smaller model to run the same code as the dense one, got another "
-                    f"way at {mender.other_code}, where it then fails: it branches on a size that has "
-                    f"changed. Leave the group alone.",
+                    f"apply: expected the smaller model to run the same code as the dense one, got other "
+                    f"code at {mender.other_code}, and then an error: it branches on a size that changed. "
+                    f"Leave the group alone (Limits(ignore=...)).",
                     details(error),
                 ) from error
             raise _failed(error, self._method or "the traced size") from error
@@ -299,12 +298,12 @@ def _in_lists(model: nn.Module, solved: Mapping[str, int]) -> dict[str, Any]:
     """Return new values of attributes. For an entry of a list, that is the whole list."""
     found: dict[str, Any] = {}
     for path, value in solved.items():
-        holder, _, last = path.rpartition(".")
+        attribute, _, last = path.rpartition(".")
         if last.isdigit():
-            module, _, name = holder.rpartition(".")
-            held = getattr(model.get_submodule(module), name, None)
-            if isinstance(held, list | tuple):
-                found.setdefault(holder, list(held))[int(last)] = value
+            module, _, name = attribute.rpartition(".")
+            old = getattr(model.get_submodule(module), name, None)
+            if isinstance(old, list | tuple):
+                found.setdefault(attribute, list(old))[int(last)] = value
                 continue
         found[path] = value
     return found
@@ -314,8 +313,8 @@ def _note(mended: tuple[str, ...], without: tuple[str, ...]) -> str:
     parts = []
     if without:
         parts.append(
-            f"nothing was compared at {'; '.join(without)}: the dense model refuses the inputs known there, "
-            f"or returns no finite number. Pass example_inputs= that it takes."
+            f"nothing was compared at {'; '.join(without)}: the dense model fails there on the inputs that "
+            f"were tried, or returns no finite number. Pass example_inputs= that it takes."
         )
     if mended:
         parts.append(_mended_note(mended))
@@ -335,11 +334,11 @@ def _mended_note(mended: tuple[str, ...]) -> str:
 def _prove(
     reference: nn.Module, small: nn.Module, graph: Graph, given: Arguments, *, other_sizes: bool
 ) -> tuple[str, ...]:
-    """Compare the module with its reference, at every size that may vary, on either side of conditions.
+    """Compare the module with its reference, at every size that may vary, in each branch of conditions.
 
     Returns:
-        The sizes at which nothing was compared, because the dense model refuses all known inputs, or gives no
-        finite number.
+        The sizes at which nothing was compared, because the dense model fails on all inputs that were tried,
+        or gives no finite number.
 
     Raises:
         ApplyError: The outputs differ, or the module fails where the dense model runs.
@@ -349,12 +348,12 @@ def _prove(
     answers = {v.answer for v in graph.views if not (v.training or v.method)} - {None} if other_sizes else {}
     ways = [(*one, Way()) for one in trials] + [(*trials[0], Way(answer=a)) for a in answers]
     for title, options, way in ways:
-        taken = _first_taken(reference, options, way)
-        if taken is None:
+        accepted = _first_accepted(reference, options, way)
+        if accepted is None:
             without += [title] if way == Way() else []
             continue
         title += str(way)
-        (args, kwargs), draws, expected = taken
+        (args, kwargs), draws, expected = accepted
         try:
             got = run(small, args, kwargs, draws, way)
         except Exception as error:
@@ -378,15 +377,19 @@ def _prove(
 def _equal_in_double(
     small: nn.Module, reference: nn.Module, arguments: Arguments, draws: Draws, way: Way
 ) -> bool:
-    """Whether two models are equal once all their forward pass casts to is float64."""
-    ours, theirs = (functools.partial(run_in_double, model, way=way) for model in (small, reference))
-    return relative_difference(*run_both(ours, theirs, *arguments, draws)) <= SAME[torch.float64]
+    """Whether two models are equal if their forward passes get float64 wherever they cast."""
+    pruned, dense = (functools.partial(run_in_double, model, way=way) for model in (small, reference))
+    return relative_difference(*run_both(pruned, dense, *arguments, draws)) <= SAME[torch.float64]
 
 
-def _first_taken(
+def _first_accepted(
     reference: nn.Module, options: list[Arguments], way: Way
 ) -> tuple[Arguments, Draws, list[torch.Tensor]] | None:
-    """Return the first arguments with finite outputs, the random numbers, and the outputs; None if none."""
+    """Return the first arguments on which the dense model gives finite outputs; None if there are none.
+
+    Returns:
+        The arguments, the random numbers of the pass, and its outputs.
+    """
     for args, kwargs in options:
         draws = Draws()
         try:
@@ -399,7 +402,7 @@ def _first_taken(
 
 
 def _failed(error: Exception, title: str = "the traced size") -> ApplyError:
-    why = "most likely because its code holds a size that does not follow its tensors"
+    why = "most likely because its code has a size that does not follow its tensors"
     what = "Leave the group alone (Limits(ignore=...)), or use form='graph'."
     if "multiple of" in str(error):
         why, what = "because a kernel takes some sizes only", "Plan with Limits(round_to=8)."
@@ -418,10 +421,10 @@ def unrealisable(
     of them fail together, and both the first and the last fail alone, all count as failing. Each trial runs
     the whole model, so this saves much time.
     """
-    alike: dict[str, list[str]] = {}
+    by_kind: dict[str, list[str]] = {}
     for group in plan.groups:
         if group.removed:
-            alike.setdefault(_without_numbers(group.name), []).append(group.name)
+            by_kind.setdefault(_without_numbers(group.name), []).append(group.name)
 
     def works(names: list[str]) -> bool:
         try:
@@ -432,8 +435,8 @@ def unrealisable(
         return True
 
     failed: list[str] = []
-    for kind in _failing(list(alike), lambda kinds: works([n for k in kinds for n in alike[k]])):
-        names = alike[kind]
+    for kind in _failing(list(by_kind), lambda kinds: works([n for k in kinds for n in by_kind[k]])):
+        names = by_kind[kind]
         all_fail = len(names) > MANY and not works(names[:1]) and not works(names[-1:])
         failed += names if all_fail else _failing(names, works)
     pruned = [g.name for g in plan.groups if g.removed]
@@ -464,5 +467,5 @@ def _failing(names: list[str], works: Callable[[list[str]], bool]) -> list[str]:
     cuts = [len(names) * k // parts for k in range(parts + 1)]
     failed = [n for a, b in itertools.pairwise(cuts) for n in _failing(names[a:b], works)]
     left = [name for name in names if name not in failed]
-    # Two halves may work apart and fail together.
+    # Two halves may work alone and fail together.
     return failed if works(left) else failed + left

@@ -1,4 +1,4 @@
-"""A recording of the torch functions that a model's code calls: where, with what, and as which operators."""
+"""A recording of the torch functions that a model's code calls: places, arguments and operators."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Place = tuple[tuple[str, str, int, int, int], ...]
 the line and the instruction."""
 
 Key = tuple[str, ...]
-"""A key that is equal for a step and the operator that it became."""
+"""A key that is equal for a step and for its operator in the captured program."""
 
 
 @dataclass(eq=False)
@@ -83,8 +83,8 @@ class Recorder(TorchFunctionMode):
         steps = steps_of(name, args, kwargs)
         empty = pytree.tree_map_only(torch.Tensor, _empty, (tuple(args), kwargs))
         place, codes, _ = place_of(sys._getframe(1))
-        spoken = frozenset[int]().union(*map(literals, codes)) if steps else frozenset[int]()
-        call = Recorded(self._module(), name, place, steps, empty[0], empty[1], [], literals=spoken)
+        written_numbers = frozenset[int]().union(*map(literals, codes)) if steps else frozenset[int]()
+        call = Recorded(self._module(), name, place, steps, empty[0], empty[1], [], literals=written_numbers)
         self.calls.append(call)
         if steps and self._change is not None:
             result = self._change(call, func, args, kwargs)
@@ -203,7 +203,7 @@ def running(model: nn.Module) -> Iterator[Callable[[], str]]:
 
 
 def assign_nodes(calls: Sequence[Recorded], program: fx.Graph, model: nn.Module, prefix: str = "") -> None:
-    """Find the operator that each step became: in each module, both come in the same order.
+    """Find the operator of the captured program for each step: in each module, both come in the same order.
 
     Args:
         calls: The recorded calls of a run; their `nodes` are set.
@@ -227,13 +227,13 @@ def assign_nodes(calls: Sequence[Recorded], program: fx.Graph, model: nn.Module,
             except (AttributeError, KeyError):
                 continue
             nodes.setdefault(path, []).append(node)
-    for path, made in steps.items():
-        ours = [call.keys[k] for call, k in made]
-        theirs = [_key_of_node(node) for node in nodes.get(path, [])]
-        matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
+    for path, own in steps.items():
+        step_keys = [call.keys[k] for call, k in own]
+        node_keys = [_key_of_node(node) for node in nodes.get(path, [])]
+        matcher = difflib.SequenceMatcher(None, step_keys, node_keys, autojunk=False)
         for a, b, size in matcher.get_matching_blocks():
             for k in range(size):
-                call, number = made[a + k]
+                call, number = own[a + k]
                 call.nodes[number] = nodes[path][b + k]
 
 

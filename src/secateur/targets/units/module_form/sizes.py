@@ -28,8 +28,8 @@ def set_sizes(dense: nn.Module, small: nn.Module, sizes: Sizes) -> None:
     """
     for key, value in sizes.items():
         if not _in_configuration(small, key):
-            old = _step(_reach(dense, key.rpartition(".")[0]), key.rpartition(".")[2])
-            now = _step(_reach(small, key.rpartition(".")[0]), key.rpartition(".")[2])
+            old = _step(_object_at(dense, key.rpartition(".")[0]), key.rpartition(".")[2])
+            now = _step(_object_at(small, key.rpartition(".")[0]), key.rpartition(".")[2])
             if now != old or not _same_kind(old, value):
                 continue
         put(small, key, value)
@@ -39,52 +39,52 @@ def put(model: nn.Module, key: str, value: Any) -> None:
     """Set the number, boolean or list at a path of a model, or of its configuration.
 
     Raises:
-        ArtefactError: The path leads to what is none of these.
+        ArtefactError: There is no such number or list at the path.
     """
     if _in_configuration(model, key):
         set_numbers(model, {key.removeprefix("config."): value})
         return
     path, _, name = key.rpartition(".")
-    old = _step(_reach(model, path), name)
+    old = _step(_object_at(model, path), name)
     if not isinstance(old, int | list | tuple) or isinstance(old, list | tuple) != isinstance(value, list):
         raise ArtefactError(f"sizes: expected {key} to be a number or a list, got {type(old).__name__}.")
     new = type(old)(value) if isinstance(old, list | tuple) else value
-    holder = _reach(model, path, own=True)
-    if isinstance(holder, MutableMapping):
-        holder[name] = new
+    owner = _object_at(model, path, own=True)
+    if isinstance(owner, MutableMapping):
+        owner[name] = new
     else:
-        setattr(holder, name, new)
+        setattr(owner, name, new)
 
 
 def _in_configuration(model: nn.Module, key: str) -> bool:
     return key.startswith("config.") and has_configuration(model)
 
 
-def _reach(root: nn.Module, path: str, *, own: bool = False) -> Any:
+def _object_at(root: nn.Module, path: str, *, own: bool = False) -> Any:
     """Return the object at a path.
 
     With `own`, a plain object of a submodule, such as a configuration, is copied first. Submodules share it,
     but may need different numbers.
     """
-    holder: Any = root
+    owner: Any = root
     for part in path.split(".") if path else []:
-        held = _step(holder, part)
-        plain = not isinstance(held, nn.Module | Mapping | list | tuple)
-        if own and plain and isinstance(holder, nn.Module) and holder is not root:
-            held = copy.copy(held)
-            setattr(holder, part, held)
-        holder = held
-    return holder
+        inner = _step(owner, part)
+        plain = not isinstance(inner, nn.Module | Mapping | list | tuple)
+        if own and plain and isinstance(owner, nn.Module) and owner is not root:
+            inner = copy.copy(inner)
+            setattr(owner, part, inner)
+        owner = inner
+    return owner
 
 
-def _step(holder: Any, part: str) -> Any:
+def _step(owner: Any, part: str) -> Any:
     if part.startswith("__"):
         raise ArtefactError(f"sizes: expected a path of submodules and attributes, got {part!r} in it.")
-    if isinstance(holder, Mapping):
-        return holder[part]
-    if isinstance(holder, list | tuple):
-        return holder[int(part)]
-    return getattr(holder, part)
+    if isinstance(owner, Mapping):
+        return owner[part]
+    if isinstance(owner, list | tuple):
+        return owner[int(part)]
+    return getattr(owner, part)
 
 
 def _same_kind(old: Any, value: Any) -> bool:

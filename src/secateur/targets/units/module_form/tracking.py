@@ -185,9 +185,9 @@ def _tracked(path: str, name: str, value: Any) -> Any:
         return type(value)(Tracked.attribute(f"{path}.{k}", v) for k, v in enumerate(value))
     if "config" in name and hasattr(value, "__dict__") and not isinstance(value, nn.Module | type | dict):
         own = copy.copy(value)  # modules share it, but may need different numbers
-        for field, held in list(vars(own).items()):
-            if type(held) is int and not field.startswith("__"):
-                vars(own)[field] = Tracked.attribute(f"{path}.{field}", held)
+        for field, number in list(vars(own).items()):
+            if type(number) is int and not field.startswith("__"):
+                vars(own)[field] = Tracked.attribute(f"{path}.{field}", number)
         return own
     return value
 
@@ -241,13 +241,13 @@ def _is_count(source: str) -> bool:
     return bool(_COUNTS.search(source.rpartition(".")[2]))
 
 
-def _value(equation: Equation, source: str, known: Environment) -> int | None:
+def _value(equation: Equation, source: str, environment: Environment) -> int | None:
     """Return the value of an attribute that makes an equation true; None if no smaller value does."""
     try:
-        present = equation.number.formula({**known})
+        present = equation.number.formula({**environment})
     except (ArithmeticError, ValueError):
         return None
     for value in range(max(present, int(equation.number), 1) + 1):
-        if equation.holds({**known, source: value}):
+        if equation.holds({**environment, source: value}):
             return value
     return None

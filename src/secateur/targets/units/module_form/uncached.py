@@ -1,4 +1,4 @@
-"""Running functions anew that would return remembered results."""
+"""Running functions with a cache anew, so that they do not return remembered results."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import ApplyError
+from secateur.graph.frames import codes_in
 from secateur.plan import Plan
 from secateur.targets.units.module_form.attributes import follows
 from secateur.targets.units.module_form.calls import FAMILIES
@@ -73,13 +74,8 @@ def _lines(
 def _codes(function: object) -> Iterator[CodeType]:
     """Yield the code of a function and of functions inside it, except PyTorch's own."""
     code = getattr(function, "__code__", None)
-    if code is None or str(getattr(function, "__module__", "")).startswith(("torch.", "secateur.")):
-        return
-    pending = [code]
-    while pending:
-        code = pending.pop()
-        yield code
-        pending += [c for c in code.co_consts if isinstance(c, CodeType)]
+    if code is not None and not str(getattr(function, "__module__", "")).startswith(("torch.", "secateur.")):
+        yield from codes_in(code)
 
 
 def _sized_lines(code: CodeType) -> dict[int, frozenset[int]]:

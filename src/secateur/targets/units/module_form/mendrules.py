@@ -1,4 +1,7 @@
-"""Find the calls whose sizes the user's code fixes. `mended` changes them."""
+"""Find the calls whose sizes the user's code fixes, and make a rule for each.
+
+Such calls are *mended*: as they run, they get other sizes than the code passes (`mended`).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from secateur.targets.units.module_form.recording import Recorded
 
 
 def need_of(constants: Constants, node: fx.Node) -> Need | None:
-    """Return what the call behind an operator needs in the smaller model; None if it stays right."""
+    """Return what the call behind an operator has to pass in the smaller model; None if it stays as it is."""
     family = calls.FAMILIES[str(node.target).split(".")[1]]
     if family in ("shape", "expand", "fill", "repeat") and rewrite_of(node) is not None:
         # Also where nothing is removed: code may read a size from another tensor, which has shrunk.
@@ -52,7 +55,7 @@ def need_of(constants: Constants, node: fx.Node) -> Need | None:
 
 
 def stays(constants: Constants, node: fx.Node) -> bool:
-    """Whether a call has to pass the same as in the dense model, because nothing that it names is removed.
+    """Whether a call has to pass the same as in the dense model, because it names nothing that is removed.
 
     This matters where the code reads a size from another tensor, which has shrunk. Numbers that depend on the
     size of the input do not count.
@@ -107,7 +110,7 @@ class Run:
         call: The call.
         needs: What its steps need.
         fitting: Whether the code itself passes what they need.
-        known: Whether the captured program has the call. A call whose result nothing reads is not in it.
+        known: Whether the captured program has the call. It has no call whose result nothing reads.
     """
 
     call: Recorded
@@ -138,25 +141,25 @@ class Mender:
     def change(self, call: Recorded, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call of the smaller model with what it needs, and record it.
 
-        A call that the dense model does not make runs as it is: code may go another way where sizes differ,
-        as attention does whose queries and values no longer have the same size.
+        A call that the dense model does not make runs as it is: code may run other calls where sizes differ,
+        as attention does if queries and values no longer have the same size.
         """
-        known = self._next(call)
-        if known is None:
+        dense = self._next(call)
+        if dense is None:
             self.other_code = self.other_code or line_of(call.place)
             self.runs.append(Run(call, {}, fitting=True, known=False))
             return func(*args, **kwargs)
-        every = {k: self._need(known, k, node) for k, node in enumerate(known.nodes) if node is not None}
+        every = {k: self._need(dense, k, node) for k, node in enumerate(dense.nodes) if node is not None}
         if call.steps[0].family == "attention":  # becomes many operators, none of which has its sizes
-            every = {0: Heads(head_size(known.args, known.kwargs))}
+            every = {0: Heads(head_size(dense.args, dense.kwargs))}
         if call.steps[0].family == "scale":  # the factor of the dense model is right
-            every = {0: Factor(calls.factor_of(known.name, known.args, known.kwargs) or 0.0)}
-        steps = known.steps
+            every = {0: Factor(calls.factor_of(dense.name, dense.args, dense.kwargs) or 0.0)}
+        steps = dense.steps
         needs = {
             k: need
             for k, need in every.items()
             if need is not None
-            and (changes(need) or calls.fits(call.name, steps[k], need, known.args, known.kwargs))
+            and (changes(need) or calls.fits(call.name, steps[k], need, dense.args, dense.kwargs))
         }
         fitting = all(calls.fits(call.name, steps[k], need, args, kwargs) for k, need in needs.items())
         if not fitting:
@@ -164,23 +167,24 @@ class Mender:
         self.runs.append(Run(call, needs, fitting, known=bool(every)))
         return func(*args, **kwargs) if fitting else mended(func, call.name, steps, needs, args, kwargs)
 
-    def _need(self, known: Recorded, number: int, node: fx.Node) -> Need | None:
+    def _need(self, dense: Recorded, number: int, node: fx.Node) -> Need | None:
+        """Return what a step of a call of the dense model needs in the smaller one."""
         need = self.needs(node)
         if need is None and self.stays(node):
-            return calls.stated(known.name, known.steps[number], known.args, known.kwargs)
+            return calls.stated(dense.name, dense.steps[number], dense.args, dense.kwargs)
         return need
 
     def _next(self, call: Recorded) -> Recorded | None:
         """Return the dense model's next call at this place; an earlier one if a loop runs more often."""
         order = [*range(self._number, len(self.dense)), *range(self._number)]
         for number in order:
-            known: Recorded = self.dense[number]
-            # Our own attention layer calls another function, on another line, than the layer it replaces.
-            attention = bool(known.steps) and known.steps[0].family == "attention"
-            same = (known.name, known.module) == (call.name, call.module)
-            if known.steps and same and (attention or known.place == call.place):
+            dense: Recorded = self.dense[number]
+            # `PrunedAttention` calls another function, on another line, than the layer it replaces.
+            attention = bool(dense.steps) and dense.steps[0].family == "attention"
+            same = (dense.name, dense.module) == (call.name, call.module)
+            if dense.steps and same and (attention or dense.place == call.place):
                 self._number = number + 1
-                return known
+                return dense
         return None
 
 
@@ -201,17 +205,17 @@ def rules_of(runs: Iterable[Run]) -> dict[str, list[Rule]]:
     found: dict[str, list[Rule]] = {}
     for same in lines.values():
         rules = list(dict.fromkeys(_rule(run.call, run.needs) for run in same if not run.fitting))
-        apart = False
+        some_fit = False
         for run in same:
             differing = [rule for rule in rules if not _agree(run, rule)]
             numbers = [said(run.call.name, rule, run.call.args, run.call.kwargs) for rule in differing]
             if any(n == rule.said for n, rule in zip(numbers, differing, strict=True)):
                 raise _several(run)
-            if run.fitting and differing:  # only numbers written in the code tell calls apart at all sizes
-                apart = True
+            if run.fitting and differing:  # at all sizes, only numbers written in the code distinguish calls
+                some_fit = True
                 if not all(n and set(n) <= run.call.literals for n in numbers):
                     raise _several(run)
-        if apart or not rules:
+        if some_fit or not rules:
             rules.append(_rule(same[0].call, {}))
         found.setdefault(same[0].call.module, []).extend(rules)
     return found
@@ -226,7 +230,8 @@ def _rule(call: Recorded, needs: Needs) -> Rule:
 def _several(run: Run) -> ApplyError:
     return ApplyError(
         f"apply: expected one size for every run of a line in module {run.call.module or 'itself'}, got "
-        f"several at {line_of(run.call.place)}. Leave the group alone, or hold the size in an attribute."
+        f"several at {line_of(run.call.place)}. Leave the group alone (Limits(ignore=...)), or keep the size "
+        f"in an attribute."
     )
 
 

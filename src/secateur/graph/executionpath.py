@@ -1,7 +1,7 @@
-"""What a forward pass does at different sizes: its *course*.
+"""The execution path of a forward pass: its calls, and the outcomes of its comparisons of sizes.
 
-A course is the calls that the pass makes, and the outcomes of its comparisons of sizes. Where a comparison
-has another outcome, the pass may run other lines of code. `secateur.graph.coursesearch` looks for such sizes.
+Where a comparison has another outcome, the pass may run other lines of code. `secateur.graph.pathsearch`
+searches for such sizes.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ Call = tuple[str, Line, tuple[int, ...], int]
 a number that tells what its tensors come from; see `Flows`.
 """
 
-Asked = tuple[tuple[Call, tuple[int | str, ...]], ...]
+NumberedCalls = tuple[tuple[Call, tuple[int | str, ...]], ...]
 """Calls, each with numbers and strings that it was given."""
 
 Compared = tuple[float, float, int, int]
-"""A comparison: the size, or a number computed from sizes; a number with another outcome; the divisor if the
-size is a remainder (else 0); and the outcome. The outcome of a remainder that is not compared is its value.
+"""A comparison: the size, or a number computed from sizes; the nearest number with another outcome; the
+divisor if the size is a remainder (else 0); and the outcome. A remainder that is not compared counts as
+compared: its value is the outcome.
 """
 
 
-class Course(TorchFunctionMode):
-    """What a forward pass does while this is active. Its properties are read after the pass, and are kept.
+class ExecutionPath(TorchFunctionMode):
+    """Records a forward pass that runs while this is active. Read the properties after the pass only.
 
     Attributes:
         calls: The calls of torch functions, each with the numbers and strings that it was given and the
@@ -55,26 +56,26 @@ class Course(TorchFunctionMode):
             in training mode some of these modules make other calls for the same result. Calls that only
             convert a tensor, or that compute a number from numbers (tensors without axes), do not count: no
             axis changes there.
+        calls_with_switches: The calls, with those arguments that are switches: bools and strings.
         compared: The comparisons of sizes, by their place in the code.
         work: The number of values that all calls together returned.
         questions: What the user's code asks of PyTorch's mode: ``dtype`` or ``requires_grad`` of tensors; and
             ``bool``, if it has conditions on values of tensors.
         answers: The outcomes of these conditions.
-        reads_values: Whether the pass may hang on values of tensors, since Python gets some of them.
-        kinds: The calls, with those arguments that are switches: bools and strings.
+        reads_values: Whether the pass may depend on values of tensors, since Python gets some of them.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """Prepare a pass of `model`."""
         super().__init__()
         self.calls: list[tuple[Call, tuple[Any, ...]]] = []
+        self.calls_with_switches: set[Any] = set()
         self.work = 0
         self.compared: dict[tuple[Line, int], list[Compared]] = {}
         self.questions: set[str] = set()
         self.answers: set[bool] = set()
         self.reads_values = False
-        self.kinds: set[Any] = set()
-        self._counts = set[int]()
+        self._lengths = set[int]()
         self._flows = Flows(model)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -100,80 +101,81 @@ class Course(TorchFunctionMode):
         if frame.f_code.co_name == "handle_torch_function":  # a Python function of PyTorch
             frame = _caller(_caller(frame))
         if name == "__len__" and type(result) is int:
-            self._counted(result, frame)
+            self._note_length(result, frame)
             return result
-        took = leaves((args, kwargs))
+        arguments = leaves((args, kwargs))
         results = [v for v in leaves(result) if isinstance(v, torch.Tensor)]
-        sources = self._flows.through(name, took, results, frame)
+        sources = self._flows.through(name, arguments, results, frame)
         shapes = [v.shape for v in results]
-        with_axes = any(shapes) or any(isinstance(v, torch.Tensor) and v.ndim for v in took)
+        with_axes = any(shapes) or any(isinstance(v, torch.Tensor) and v.ndim for v in arguments)
         if name in _CONVERSIONS or not with_axes:
             return result
         self.work += sum(map(math.prod, shapes))
-        held = tuple(id(v) for v in took if is_parameter(v))
+        parameters = tuple(id(v) for v in arguments if is_parameter(v))
         line = line_of_user(frame)
-        self.kinds.add((name, line, held, *(v for v in took if type(v) in (bool, str))))
+        switches = (v for v in arguments if type(v) in (bool, str))
+        self.calls_with_switches.add((name, line, parameters, *switches))
         if in_pytorch(frame):
-            self._inside(line, held, sources)
+            self._note_call_in_pytorch(line, parameters, sources)
             return result
-        numbers = [v for v in took if type(v) in (int, Size, str)]
-        self.calls.append(((name, line, held, sources), (*numbers, *shapes)))
+        numbers = [v for v in arguments if type(v) in (int, Size, str)]
+        self.calls.append(((name, line, parameters, sources), (*numbers, *shapes)))
         return result
 
-    def _inside(self, line: Line, held: tuple[int, ...], sources: int) -> None:
+    def _note_call_in_pytorch(self, line: Line, parameters: tuple[int, ...], sources: int) -> None:
         """Record a call inside a module of PyTorch. All calls from one line of the user's code are one."""
         if self.calls and self.calls[-1][0][:2] == ("", line):
             *_, before, sources = self.calls.pop()[0]  # the sources are those of its first call
-            held = before + held
-        self.calls.append((("", line, tuple(dict.fromkeys(held)), sources), ()))
+            parameters = before + parameters
+        self.calls.append((("", line, tuple(dict.fromkeys(parameters)), sources), ()))
 
-    def _counted(self, count: int, frame: FrameType) -> None:
+    def _note_length(self, length: int, frame: FrameType) -> None:
         """Record a result of `len`. It cannot be watched, so it counts as compared with every constant."""
-        self._counts.add(count)
+        self._lengths.add(length)
         for number in constants(frame.f_code.co_consts):
-            self.note((line_of_user(frame), -number), count, number + (count <= number), count > number)
+            self.note((line_of_user(frame), -number), length, number + (length <= number), length > number)
 
     def note(
-        self, place: tuple[Line, int], size: float, turning: float, outcome: int, *, period: int = 0
+        self, place: tuple[Line, int], size: float, flips_at: float, outcome: int, *, period: int = 0
     ) -> None:
         """Record a comparison of a size; see `Compared`."""
-        self.compared.setdefault(place, []).append((size, turning, period, outcome))
+        self.compared.setdefault(place, []).append((size, flips_at, period, outcome))
 
     @cached_property
-    def fixed(self) -> Asked:
+    def calls_with_constants(self) -> NumberedCalls:
         """The calls in order, with the numbers that are not sizes, and with strings such as equations."""
         return tuple((call, tuple(n for n in ns if type(n) in (int, str))) for call, ns in self.calls)
 
     @cached_property
-    def asked(self) -> Asked:
+    def calls_with_numbers(self) -> NumberedCalls:
         """The calls in order, with all numbers, but without the shapes of what they returned."""
         return tuple((call, tuple(int(n) for n in ns if isinstance(n, int))) for call, ns in self.calls)
 
     @cached_property
-    def lines(self) -> frozenset[Call]:
-        """The calls without numbers and shapes, each once: a loop may run more often for longer inputs."""
+    def distinct_calls(self) -> frozenset[Call]:
+        """The calls without numbers and shapes, each once: a loop may run more often for larger inputs."""
         return frozenset(call for call, _ in self.calls)
 
     @cached_property
-    def places(self) -> frozenset[Any]:
-        """The same, without what their tensors come from."""
-        return frozenset(call[:3] for call in self.lines)
+    def calls_without_sources(self) -> frozenset[Any]:
+        """The calls without numbers, shapes and sources, each once."""
+        return frozenset(call[:3] for call in self.distinct_calls)
 
     @cached_property
-    def counts(self) -> frozenset[int]:
+    def lengths(self) -> frozenset[int]:
         """The results of `len`. They are sizes, but plain numbers to Python."""
-        return frozenset(self._counts)
+        return frozenset(self._lengths)
 
     @cached_property
     def numbers(self) -> frozenset[Any]:
-        """The calls, each with the numbers that it was given first, without sizes."""
-        return frozenset(dict(reversed(self.fixed)).items())
+        """The calls, each with the numbers and strings of the first time that it was made, without sizes."""
+        return frozenset(dict(reversed(self.calls_with_constants)).items())
 
     @cached_property
-    def numbers_but_counts(self) -> frozenset[Any]:
-        """The same, without numbers that equal a result of `len`, as those differ at each size."""
-        counts = self._counts
-        return frozenset((key, tuple(n for n in ns if n not in counts)) for key, ns in self.numbers)
+    def numbers_but_lengths(self) -> frozenset[Any]:
+        """`numbers` without those that equal a result of `len`, since these differ at each size."""
+        lengths = self._lengths
+        return frozenset((call, tuple(n for n in ns if n not in lengths)) for call, ns in self.numbers)
 
     @cached_property
     def outcomes(self) -> frozenset[Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.graph.courses import Course
+from secateur.graph.executionpath import ExecutionPath
 from tests.targets.units.plans import random_plan
 
 
@@ -189,7 +189,7 @@ def test_the_pruned_model_is_right_on_both_sides_of_a_branch(
             try:
                 torch.testing.assert_close(small.train(training)(x), masked.train(training)(x))
             except sc.InputError as error:
-                at = f"{graph.inputs.open}, {graph.inputs.other_courses()}"
+                at = f"{graph.inputs.open}, {graph.inputs.other_path_sizes()}"
                 raise sc.InputError(f"{shape}: {error} Captured at {at}. {caplog.text}") from error
 
 
@@ -267,10 +267,10 @@ def test_sizes_on_the_other_side_of_a_comparison_are_tried() -> None:
     assert sc.trace(Net(training_size).eval(), torch.randn(2, 5, 6)).inputs.training
 
 
-def test_a_course_notes_calls_with_the_users_lines_and_comparisons() -> None:
+def test_a_path_has_calls_with_the_users_lines_and_comparisons() -> None:
     model, x = Net(long_literal).eval(), torch.randn(2, 9, 6)
-    with Course(nn.Module()) as course:
+    with ExecutionPath(nn.Module()) as path:
         model(x)
-    assert {"", "relu", "reshape", "view"} == {call[0] for call, _ in course.calls}
-    assert {call[1][0] for call, _ in course.calls} == {__file__}
-    assert [(9, 7, 0, True)] in course.compared.values()
+    assert {"", "relu", "reshape", "view"} == {call[0] for call, _ in path.calls}
+    assert {call[1][0] for call, _ in path.calls} == {__file__}
+    assert [(9, 7, 0, True)] in path.compared.values()

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.targets.units.later_calls import held
-from secateur.targets.units.later_calls.held import Held, hold, suspend
+from secateur.targets.units.later_calls import callcheck
+from secateur.targets.units.later_calls.callcheck import CallCheck, check_calls, suspend
 from secateur.targets.units.record import attach
 
 PER_UNIT: dict[str, Callable[[Tensor], Tensor]] = {
@@ -343,7 +343,7 @@ def test_what_grows_or_counts_is_not_looked_into_each_time(monkeypatch: pytest.M
     small, _ = pruned(Counting().double().eval())
     for _ in range(3):
         small(INPUTS)
-    monkeypatch.setattr(held, "_tried", lambda *_: pytest.fail("looked into again"))
+    monkeypatch.setattr(callcheck, "_run_once", lambda *_: pytest.fail("checked again"))
     for _ in range(3):
         small(INPUTS)
     monkeypatch.undo()
@@ -410,7 +410,10 @@ def test_it_outlives_the_model_object(way: str, where: str, tmp_path: Path) -> N
     small.inner.act = nn.Softmax(-1)
     with pytest.raises(sc.InputError, match="act"):
         small(INPUTS)
-    assert sum(isinstance(hook, Held) for m in small.modules() for hook in m._forward_pre_hooks.values()) == 1
+    assert (
+        sum(isinstance(hook, CallCheck) for m in small.modules() for hook in m._forward_pre_hooks.values())
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -438,7 +441,7 @@ def test_a_schedule_of_values_that_come_back_is_looked_into_once(monkeypatch: py
     for value in values:
         small.inner.options["mode"], small.inner.options["other"] = "tanh", value
         small(INPUTS)
-    monkeypatch.setattr(held, "_tried", lambda *_: pytest.fail("looked into again"))
+    monkeypatch.setattr(callcheck, "_run_once", lambda *_: pytest.fail("checked again"))
     for value in values:
         small.inner.options["other"] = value * 1.0
         small(INPUTS)
@@ -449,7 +452,7 @@ def test_the_message_names_the_value_that_matters() -> None:
     small.inner.options["other"], small.inner.act = 8, nn.Tanh()
     small.inner.config.options["mode"][0], small.inner.none = "tanh", "tanh"
     small.inner.options["mode"] = "sort"
-    with pytest.raises(sc.InputError, match=r"expected model\.inner\.options\['mode'\].*more are other"):
+    with pytest.raises(sc.InputError, match=r"expected model\.inner\.options\['mode'\].*more have changed"):
         small(INPUTS)
 
 
@@ -494,7 +497,7 @@ def test_a_module_can_be_scripted_where_the_dense_one_can(way: str) -> None:
     torch.testing.assert_close(torch.jit.script(model)(INPUTS), masked(INPUTS))
     small.up = nn.Sequential(small.up, nn.Softmax(-1))  # with weights: the user's
     small(INPUTS)
-    assert any(isinstance(hook, Held) for hook in small._forward_pre_hooks.values())
+    assert any(isinstance(hook, CallCheck) for hook in small._forward_pre_hooks.values())
 
 
 def test_values_that_are_right_one_by_one() -> None:
@@ -557,7 +560,7 @@ def test_looking_leaves_no_trace() -> None:
 
 def test_it_costs_little() -> None:
     small, _ = pruned(network("dictionary"))
-    (watch,) = (hook for hook in small._forward_pre_hooks.values() if isinstance(hook, Held))
+    (watch,) = (hook for hook in small._forward_pre_hooks.values() if isinstance(hook, CallCheck))
     calls = 0
 
     def count(*_: Any) -> None:
@@ -572,7 +575,7 @@ def test_it_costs_little() -> None:
     finally:
         sys.setprofile(before)
     assert calls < 1000  # calls and returns of functions
-    hold(small, sc.record_of(small).plan)
+    check_calls(small, sc.record_of(small).plan)
     assert len(small._forward_pre_hooks) == 1
 
 

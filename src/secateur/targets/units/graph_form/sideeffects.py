@@ -1,4 +1,4 @@
-"""Watch a forward pass of the dense model for what no captured program can do."""
+"""What a forward pass of the dense model does that no captured program can do, such as draws from NumPy."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _SAVED: CodeType = torch.autograd.graph.saved_tensors_hooks.__init__.__code__
 
 
 @dataclass
-class Beside:
-    """What a forward pass does besides running PyTorch's operators.
+class SideEffects:
+    """What a forward pass does beyond running PyTorch's operators.
 
     Attributes:
         drawn: How it draws random numbers that are not PyTorch's, and where; empty if it draws none.
@@ -55,7 +55,7 @@ class Beside:
         if self.drawn:
             raise ApplyError(
                 f"apply: expected a forward pass whose random numbers are PyTorch's, but {self.drawn}: a "
-                f"captured program would hold one draw for ever. Take form 'module', or draw with torch.rand."
+                f"captured program would repeat one draw. Take form 'module', or draw with torch.rand."
             )
         if self.kept:
             raise ApplyError(
@@ -64,7 +64,7 @@ class Beside:
             )
 
 
-def beside(model: nn.Module, arguments: Arguments, *, training: bool = False) -> Beside:
+def side_effects_of(model: nn.Module, arguments: Arguments, *, training: bool = False) -> SideEffects:
     """Watch a model run twice: with the same seed for PyTorch, and other seeds for other random numbers.
 
     Args:
@@ -73,10 +73,10 @@ def beside(model: nn.Module, arguments: Arguments, *, training: bool = False) ->
         training: Whether the model runs in training mode.
 
     Returns:
-        What was observed; if the model fails, up to then.
+        What was observed; if the model fails, what was observed before.
     """
     args, kwargs = arguments
-    found = Beside(gradient=_hooked(model))
+    found = SideEffects(gradient=_hooked(model))
     outputs: list[list[torch.Tensor]] = []
     drew: list[_Drew] = []
     for seed in (1, 2):
@@ -135,7 +135,7 @@ def generators_of(model: nn.Module) -> Iterator[torch.Generator]:
 
 
 class _Before:
-    """What captured programs hold from call to call as the model does: buffers, parameters, generators."""
+    """What a captured program keeps from call to call as the model does: buffers, parameters, generators."""
 
     def __init__(self, model: nn.Module, *, parameters: bool) -> None:
         self._buffers = [(m, dict(m._buffers)) for m in model.modules()]
@@ -165,15 +165,15 @@ _PYTHON: random.Random = random.random.__self__  # type: ignore[attr-defined]
 """The random generator that all Python code shares."""
 
 _Drew = dict[int | str, tuple[Any, str]]
-"""Identity of a generator that was used -> the generator, or the last state of a shared one; and the line."""
+"""Identity of a generator that was used -> the generator (of a shared one, its last state), and the line."""
 
 
 def _drawn(first: _Drew, second: _Drew) -> str:
     """Say from which generator both runs drew. One that forward itself makes or seeds does not count."""
-    for key, (held, line) in first.items():
+    for key, (state, line) in first.items():
         if key in second:
             shared = key in ("numpy", id(_PYTHON))
-            if not shared or second[key][0] != held:
+            if not shared or second[key][0] != state:
                 return f"it draws random numbers from {'NumPy' if key == 'numpy' else 'Python'}{line}"
     return ""
 
@@ -193,7 +193,7 @@ def _hooked(model: nn.Module) -> str:
 
 
 @contextmanager
-def _watching(found: Beside, drew: _Drew) -> Iterator[None]:
+def _watching(found: SideEffects, drew: _Drew) -> Iterator[None]:
     """Inside, calls are watched by a profiler, which Python informs of each call."""
 
     def note(frame: FrameType, event: str, called: Any) -> None:

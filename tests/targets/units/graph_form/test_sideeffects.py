@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import secateur as sc
-from secateur.targets.units.graph_form.watching import beside
+from secateur.targets.units.graph_form.sideeffects import side_effects_of
 from tests.targets.units.plans import random_plan
 
 OWN = random.Random(3)
@@ -67,7 +67,7 @@ REPEATABLE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_a_program_would_hold_one_draw_for_ever(draw: Callable[[nn.Module, Tensor], Tensor]) -> None:
     model, x = made(draw)
-    with pytest.raises(sc.ApplyError, match=r"random numbers are PyTorch's.*one draw for ever"):
+    with pytest.raises(sc.ApplyError, match=r"random numbers are PyTorch's.*would repeat one draw"):
         as_graph(model, x)
 
 
@@ -157,7 +157,7 @@ def test_nothing_moves_the_users_random_numbers() -> None:
     before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
     graph = sc.trace(model, x)
     sc.apply(model, random_plan(graph), graph=graph)
-    beside(model, ((x,), {}), training=True)
+    side_effects_of(model, ((x,), {}), training=True)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # type: ignore[index]  # noqa: NPY002
 
 
@@ -211,7 +211,7 @@ def test_gradients_that_a_program_does_not_hold_are_refused(
     change: Callable[[nn.Module, Tensor], Tensor],
 ) -> None:
     asks = "asks torch.is_grad_enabled"  # known before there is a program
-    seen = r"PyTorch's own gradients.*test_watching\.py:\d+"
+    seen = r"PyTorch's own gradients.*test_sideeffects\.py:\d+"
     with pytest.raises(sc.ApplyError, match=f"({asks}|{seen}).*form 'module'"):
         as_graph(*made(change))(torch.randn(4, 6)).sum().backward()
 
