@@ -49,9 +49,9 @@ TOLERANCE_NOTES = (
 def compare(run: Run, json: bool) -> str:
     """Compare rules at equal budgets."""
     import secateur as sc
-    from secateur.pipeline.asked import TARGETS
     from secateur.pipeline.compare import compare as compare_rules
     from secateur.pipeline.compare import draw
+    from secateur.pipeline.options import TARGETS
 
     asked = run.compare
     plot = _plot(asked.plot)
@@ -113,7 +113,7 @@ def _drawn(plot: Path | None, draw: Callable[[Path], None]) -> str:
 def tolerance(run: Run, json: bool) -> str:
     """Show what each tolerance of the rule tod would leave."""
     import secateur as sc
-    from secateur.pipeline.asked import TARGETS
+    from secateur.pipeline.options import TARGETS
     from secateur.report.plot import draw
 
     asked = {"removal": run.removal, "protection": run.protection}

@@ -197,7 +197,7 @@ def rule_called(run: Run, name: str) -> Allocates:
     """
     from dataclasses import fields, replace
 
-    from secateur.pipeline.asked import TARGETS
+    from secateur.pipeline.options import TARGETS
 
     found = TARGETS[run.granularity].rule(name)
     asked: dict[str, Any] = {"removal": run.removal} if name != "random" else {}

@@ -21,11 +21,11 @@ from secateur.common.seeds import seed_of
 from secateur.config.names import Granularity
 from secateur.errors import SettingError, UnreachableBudgetError
 from secateur.measure.evaluate import Evaluation, evaluate
-from secateur.pipeline.asked import check_bounds, check_options, target_called
 from secateur.pipeline.auto.choose import checked
 from secateur.pipeline.auto.chooser import Chooser
 from secateur.pipeline.auto.choosers import chooser_of
-from secateur.pipeline.bounds.meet import meet, race_budget
+from secateur.pipeline.bounds.meet import candidates_budget, meet
+from secateur.pipeline.options import check_bounds, check_options, target_class
 from secateur.pipeline.targets.target import Target, Task
 from secateur.plan import CostRecord
 from secateur.repairs.methods import Methods
@@ -220,7 +220,7 @@ def compare(
         SecateurError: One of its kinds; see each step of `prune`.
     """
     what = named("compare", granularity)
-    kind = target_called("compare", what)
+    kind = target_class("compare", what)
     check_options("compare", what, form, allow_inexact=allow_inexact)
     budgets = kind.budgets if budgets is None else budgets
     chosen = _chosen(kind, what, kind.compared if rules is None else rules, budgets)
@@ -252,9 +252,9 @@ def compare(
     judged = task.held if evaluation is None else read(evaluation)
     plain = {name: rule for name, rule in chosen.items() if not isinstance(rule, Chooser)}
     scores = target.score(plain.values())
-    curved = {name: target.measured(rule, task.fit, scores) for name, rule in plain.items()}
+    curved = {name: target.with_measurements(rule, task.fit, scores) for name, rule in plain.items()}
     known = {
-        name: target.scored(rule.candidates_for(target).values())
+        name: target.score_candidates(rule.candidates_for(target).values())
         for name, rule in chosen.items()
         if isinstance(rule, Chooser)
     }
@@ -262,8 +262,10 @@ def compare(
     def pruned(name: str, budget: Budget) -> tuple[nn.Module, Any]:
         rule, own = curved.get(name), scores
         if isinstance(chooser := chosen[name], Chooser):
-            race = race_budget(quiet, budget, known[name], chooser.candidates_for(quiet).values(), None)
-            choice = chooser.choose(quiet, race, known[name])
+            shared_budget = candidates_budget(
+                quiet, budget, known[name], chooser.candidates_for(quiet).values(), None
+            )
+            choice = chooser.choose(quiet, shared_budget, known[name])
             rule, own = choice.rule, choice.scores
         met = meet(quiet, rule, own, budget)
         return met.small, met.plan

@@ -21,14 +21,14 @@ from secateur.common.seeds import seed_of
 from secateur.config.names import Granularity, Quantisation
 from secateur.measure.evaluate import evaluate
 from secateur.measure.quality import Gauge, Metric
-from secateur.pipeline.asked import check_quality, checked_kind
 from secateur.pipeline.auto.choose import checked
 from secateur.pipeline.auto.chooser import Choice, Chooser
 from secateur.pipeline.auto.choosers import chooser_of
 from secateur.pipeline.bounds.frontier import Frontier
-from secateur.pipeline.bounds.meet import Held, frontier_at, meet, race_budget
+from secateur.pipeline.bounds.meet import Held, candidates_budget, frontier_at, meet
 from secateur.pipeline.bounds.plans import Plans
 from secateur.pipeline.bounds.quality import require_enough
+from secateur.pipeline.options import check_quality, checked_target_class
 from secateur.pipeline.quantise import Quantised, Quantiser
 from secateur.pipeline.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
 from secateur.pipeline.rounding import finest, is_measured, require_units, rounded
@@ -147,7 +147,7 @@ def prune(
     what = named("prune", granularity)
     if budget is not None:
         checked("prune", budget)
-    kind = checked_kind(what, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
+    kind = checked_target_class(what, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
     check_quality(budget, held_out, metric, frontier)
     decider: Any = kind.default if allocator is None else allocator
     chooser = chooser_of(decider)
@@ -230,17 +230,19 @@ def prune(
         choice, asked = None, budget
         if chooser is not None:
             with clock(task.seconds, "score"):
-                known = target.scored(chooser.candidates_for(target).values())
+                known = target.score_candidates(chooser.candidates_for(target).values())
             with clock(task.seconds, "choose"):
                 rules = chooser.candidates_for(target).values()
-                race = None if budget is None else race_budget(target, budget, known, rules, held)
-                choice = chooser.choose(target, race, known)
+                shared_budget = (
+                    None if budget is None else candidates_budget(target, budget, known, rules, held)
+                )
+                choice = chooser.choose(target, shared_budget, known)
             rule, scores, budget = choice.rule, choice.scores, budget or choice.budget
         else:
             with clock(task.seconds, "score"):
                 scores = target.score([decider])
             with clock(task.seconds, "curves"):
-                rule = target.measured(decider, task.fit, scores)
+                rule = target.with_measurements(decider, task.fit, scores)
         described = asked_for(
             asked,
             chooser.name if chooser else "",  # that of the plan: a rule of the user's own has no name
@@ -258,7 +260,7 @@ def prune(
         rounding = ""
         if is_measured(limits):
             with clock(task.seconds, "round"):
-                counted = budget and race_budget(target, budget, Scored(scores), [rule], held)
+                counted = budget and candidates_budget(target, budget, Scored(scores), [rule], held)
                 limits, rounding = rounded(limits, target, rule, scores, counted, budget)
             target = type(target)(replace(target.task, limits=limits), target.graph)
         timed = "measure_latency" not in kind.refused if measure_latency is None else measure_latency

@@ -37,7 +37,7 @@ class Settled:
 
 def settle(
     decide: Callable[[Limits | None], Plan],
-    carry_out: Callable[[Plan], nn.Module],
+    plan_and_apply: Callable[[Plan], nn.Module],
     limits: Limits | None,
     *,
     where: str = "prune",
@@ -47,7 +47,7 @@ def settle(
 
     Args:
         decide: A plan within limits.
-        carry_out: `sc.apply` of a plan, which may leave groups whole.
+        plan_and_apply: `sc.apply` of a plan, which may leave groups whole.
         limits: What must stay.
         where: What an error names as its place.
         advice: What an error says to do.
@@ -69,7 +69,7 @@ def settle(
             if not found:
                 raise
             raise _none_left(found, where, advice) from error
-        small = carry_out(plan)
+        small = plan_and_apply(plan)
         whole = _left_whole(plan, record_of(small).plan)
         if not whole:
             return Settled(small, found)

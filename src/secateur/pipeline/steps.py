@@ -54,21 +54,21 @@ def plan_in_steps(
     """
     task = target.task
     count, fit = task.steps, task.fit
-    found = settle(first, target.intermediate, limits)
+    found = settle(first, target.apply_between_rounds, limits)
     whole = dict(found.whole)
     with bar(count - 1, task.progress) as step:
         for round_ in range(2, count + 1):
             step(f"round {round_} of {count}")
             so_far = record_of(found.model).plan
-            between = target.between(found.model)
+            between = target.repair_between_rounds(found.model)
             now = target.trace(between)
             options: dict[str, Any] = {"loss_fn": task.loss_fn, "seed": task.seed, "progress": False}
             scores = scored_once(now, between, fit, rule.signals, **options)
             curved = target.with_curves(rule, now, fit, scores)
-            left = target.budget_of(now, so_far, budget_after(round_, count, budget, target.graph))
+            left = target.budget_in_round(now, so_far, budget_after(round_, count, budget, target.graph))
             where = f"prune: round {round_} of {count}"
-            mine = target.limits_of(now, so_far, limits)
-            within = _same_units(now, target.apart(now.groups, so_far), mine, where)
+            mine = target.limits_in_round(now, so_far, limits)
+            within = _same_units(now, target.unmatched_groups(now.groups, so_far), mine, where)
 
             def decide(
                 limits: Limits | None,
@@ -81,7 +81,11 @@ def plan_in_steps(
                 return target.compose(so_far, rule.allocate(now, scores, left, limits, task.seed))
 
             found = settle(
-                decide, target.intermediate, within, where=where, advice=f"Take fewer steps. {PROGRAM}"
+                decide,
+                target.apply_between_rounds,
+                within,
+                where=where,
+                advice=f"Take fewer steps. {PROGRAM}",
             )
             whole = {**found.whole, **whole}
     plan = record_of(found.model).plan

@@ -50,7 +50,7 @@ class FakeTarget:
             raise sc.UnreachableBudgetError("too small", smallest=self.floor)
         return float(budget.macs)
 
-    def carry_out(self, rule: Any, scores: Any, budget: Budget) -> tuple[nn.Module, float]:
+    def plan_and_apply(self, rule: Any, scores: Any, budget: Budget) -> tuple[nn.Module, float]:
         share = self.allocate(rule, scores, budget)
         return Sized(share), share
 

@@ -102,7 +102,7 @@ class Auto(Chooser):
 
     def choose(self, target: Target, budget: Budget | None = None, known: Scored | None = None) -> Choice:
         """Measure the plans of all candidates in at most two rounds (`choose.choose`), and then search."""
-        known = target.scored(self.candidates_for(target).values()) if known is None else known
+        known = target.score_candidates(self.candidates_for(target).values()) if known is None else known
         found = choose(self._or(target.candidates, target.rule), self.finalists, target, budget, known)
         return found if self.minutes is None else Search(minutes=self.minutes).after(found, target, known)
 

@@ -78,7 +78,7 @@ def choose(
     """
     task = target.task
     if known is None:
-        known = target.scored(rules.values())
+        known = target.score_candidates(rules.values())
     agreed = target.default_budget(known) if budget is None else checked("auto", budget)
     few, more = _parts(task.fit, whole=fixed(target))
     planned, others = plans(rules, target, known, agreed, few)
@@ -213,7 +213,7 @@ def plans(
             others.append(_not_run(name, lacking[0]))
             continue
         try:
-            curved = target.measured(rule, few, known.scores)
+            curved = target.with_measurements(rule, few, known.scores)
             plan = target.allocate(curved, known.scores, budget)
         except OF_THE_RUN:
             raise

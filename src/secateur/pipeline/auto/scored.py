@@ -22,7 +22,7 @@ from secateur.signals.signal import Signal
 from secateur.signals.units.combination import Asked, name_of
 
 
-def scored(
+def score_candidates(
     rules: Iterable[Allocates],
     graph: Graph,
     model: nn.Module,

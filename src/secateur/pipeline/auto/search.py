@@ -138,7 +138,7 @@ class Search(Chooser):
         if budget is None:
             raise BudgetError("search: expected a budget, got none. Pass Budget(macs=0.5), for example.")
         starts = self.candidates_for(target)
-        known = target.scored(starts.values()) if known is None else known
+        known = target.score_candidates(starts.values()) if known is None else known
         return self._chosen(starts, {}, target, checked(self.name, budget), known)
 
     def after(self, found: Choice, target: Target, known: Scored) -> Choice:

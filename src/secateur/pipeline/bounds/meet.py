@@ -80,7 +80,7 @@ def meet(target: Target, rule: Any, scores: Scores, budget: Budget | None, held:
         BudgetError: There are bounds on quality, but nothing to measure it with.
     """
     if budget is None or not budget.measured:
-        return Met(*target.carry_out(rule, scores, budget))
+        return Met(*target.plan_and_apply(rule, scores, budget))
     plans = Plans(target, rule, scores, budget)
     _check_counted(plans)
     with steps(None, target.task.progress) as step:
@@ -94,7 +94,7 @@ def meet(target: Target, rule: Any, scores: Scores, budget: Budget | None, held:
         return _smallest(plans, held, step)
 
 
-def race_budget(
+def candidates_budget(
     target: Target, budget: Budget, known: Scored, rules: Iterable[Any], held: Held | None
 ) -> Budget:
     """The counted budget at which rules compete: what the first that can run meets of the measured bounds.
@@ -108,7 +108,9 @@ def race_budget(
         if any(name_of(signal) in known.missing for signal in rule.signals):
             continue
         try:
-            plans = Plans(target, target.measured(rule, target.task.fit, known.scores), known.scores, budget)
+            plans = Plans(
+                target, target.with_measurements(rule, target.task.fit, known.scores), known.scores, budget
+            )
             _check_counted(plans)
             with steps(None, target.task.progress) as step:
                 if budget.quality and held is not None:
@@ -143,7 +145,7 @@ def _largest(plans: Plans, step: Step) -> tuple[Met, float]:
     def works(share: float) -> bool:
         nonlocal best, probes, nearest
         step(f"measuring {percent(share, 1)} of the {plans.cost}")
-        small, plan = plans.carry_out(share)
+        small, plan = plans.plan_and_apply(share)
         probes += 1
         found = _readings(ceilings, small, target)
         nearest = min((nearest, found), key=lambda each: _excess(ceilings, each)) if nearest else found
@@ -259,7 +261,7 @@ def frontier_at(
         for share in sorted(shares, reverse=True):
             step(f"frontier: {percent(share, 1)} of the {looks.plans.cost}")
             try:
-                small, plan = looks.plans.carry_out(share)
+                small, plan = looks.plans.plan_and_apply(share)
             except UnreachableBudgetError:
                 continue
             looks.look(share, small, plan)

@@ -75,10 +75,10 @@ class Plans:
         except UnreachableBudgetError as error:
             raise self._in_shares(error) from error
 
-    def carry_out(self, share: float) -> tuple[nn.Module, Any]:
+    def plan_and_apply(self, share: float) -> tuple[nn.Module, Any]:
         """The pruned model and the plan that keeps this share. Raises as `plan` does."""
         try:
-            return self.target.carry_out(self.rule, self.scores, self.counted(share))
+            return self.target.plan_and_apply(self.rule, self.scores, self.counted(share))
         except UnreachableBudgetError as error:
             raise self._in_shares(error) from error
 

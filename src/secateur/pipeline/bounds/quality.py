@@ -242,10 +242,10 @@ def cheapest(plans: Plans, gauge: Gauge, gauge_of: Any, step: Step) -> Cheapest:
     for asked in order(roughly(plans, gauge.samples, gauge_of, step), plans.most):
         share = asked
         try:
-            small, plan = plans.carry_out(share)
+            small, plan = plans.plan_and_apply(share)
         except UnreachableBudgetError as error:
             share, last = error.smallest, True
-            small, plan = plans.carry_out(share)
+            small, plan = plans.plan_and_apply(share)
         if before is None or not target.same(before, plan):
             step(f"{percent(share, 1)} of the {plans.cost}")
             repaired, before = looks.look(share, small, plan), plan
