@@ -172,9 +172,9 @@ def quantise(
             raise SettingError(f"--out {out}: expected a file that ends in .onnx. Name small.int8.onnx.")
         file_to_write("--out", out)
         import secateur as sc
-        from secateur.pipeline.quantise import kind_called
+        from secateur.pipeline.quantise import checked_kind
 
-        asked = kind_called(kind)
+        asked = checked_kind(kind)
         made = model_source("--model", model)
 
         def read(option: str, text: str) -> Any:

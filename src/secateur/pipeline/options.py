@@ -145,7 +145,7 @@ def checked_target_class(
     for name in budget.measured if budget is not None else ():
         if steps != 1:
             raise SettingError(
-                f"prune(steps={steps}): expected a budget of macs, params or experts, got one of {name}. "
+                f"prune(steps={steps}): expected a budget of macs, params or experts, got {name}. "
                 "Leave steps out."
             )
     check_bounds("prune", granularity, budget)

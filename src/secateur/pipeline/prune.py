@@ -25,12 +25,20 @@ from secateur.pipeline.auto.choose import checked
 from secateur.pipeline.auto.chooser import Choice, Chooser
 from secateur.pipeline.auto.choosers import chooser_of
 from secateur.pipeline.bounds.frontier import Frontier
-from secateur.pipeline.bounds.meet import Held, candidates_budget, frontier_at, meet
+from secateur.pipeline.bounds.meet import HeldOut, candidates_budget, frontier_at, meet
 from secateur.pipeline.bounds.plans import Plans
 from secateur.pipeline.bounds.quality import require_enough
 from secateur.pipeline.options import check_quality, checked_target_class
 from secateur.pipeline.quantise import Quantised, Quantiser
-from secateur.pipeline.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
+from secateur.pipeline.result import (
+    Result,
+    check_labels,
+    clock,
+    figures,
+    proof_entry,
+    report_settings,
+    scored_on,
+)
 from secateur.pipeline.rounding import finest, is_measured, require_units, rounded
 from secateur.pipeline.targets.target import Form, Scored, Target, Task
 from secateur.proof.verify import Proof
@@ -78,7 +86,7 @@ def prune(
     """Trace, score, allocate, apply, verify and repair.
 
     Args:
-        model: Any module that `torch.export` can capture; it is left as it was.
+        model: Any module that `torch.export` can capture. It is not changed.
         calibration: A DataLoader, Dataset or iterable of batches. A fifth of it is held out to choose
             and judge repairs; scores and repairs see the rest.
         budget: What the result may cost, or lose; None lets the rule decide.
@@ -174,7 +182,7 @@ def prune(
             data, held = read(calibration, views), None
             if frontier is not None or (budget is not None and budget.quality):
                 data, judge = data.split(2) if held_out is None else (data, read(held_out))
-                held = Held(
+                held = HeldOut(
                     Gauge(model, judge, metric, loss_fn), lambda other: Gauge(model, other, metric, loss_fn)
                 )
             task = Task(
@@ -243,7 +251,7 @@ def prune(
                 scores = target.score([decider])
             with clock(task.seconds, "curves"):
                 rule = target.with_measurements(decider, task.fit, scores)
-        described = asked_for(
+        described = report_settings(
             asked,
             chooser.name if chooser else "",  # that of the plan: a rule of the user's own has no name
             what,
@@ -292,7 +300,7 @@ class _Run:
     choice: Choice | None
     asked: dict[str, Any]
     evaluation: Calibration | None
-    held: Held | None
+    held: HeldOut | None
     timed: bool
     quantiser: Quantiser | None = None
     rounding: str = ""
@@ -313,9 +321,9 @@ class _Run:
                 repaired = target.repaired(small, plan)
         for each in {id(m): m for m in (small, repaired)}.values():
             with_note(each, doubts)
-        found = None if met.looks is None else met.looks.frontier()
+        found = None if met.tried is None else met.tried.frontier()
         if shares and self.held is not None:
-            found = frontier_at(shares, target, self.rule, self.scores, budget, met.looks, self.held)
+            found = frontier_at(shares, target, self.rule, self.scores, budget, met.tried, self.held)
         quantised = None if self.quantiser is None else self._quantised(self.quantiser, repaired, budget)
         report = self._report(small, plan, repaired, proof, note, found)
         if quantised is not None:

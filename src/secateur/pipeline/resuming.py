@@ -1,4 +1,4 @@
-"""Score once in a run, also if it is killed and started again: see `secateur.signals.journal`."""
+"""Score, or reuse the scores of a killed run: see `secateur.signals.journal`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def scored_once(
     seed: int,
     progress: bool,
 ) -> Scores:
-    """Score, or take the scores from the journal of the run.
+    """Score, or read the scores from the journal of the run.
 
-    A pass over the data that was killed goes on where it was if units are scored. Other passes start again.
+    If a pass over the data was killed, scoring of units resumes where it stopped. Other passes start again.
 
     Args:
         graph: The trace.
@@ -49,7 +49,7 @@ def scored_once(
     what = plain(repr(signals)), str([*sizes.items()])
     where = (model_digest(model), journal.data(data), str(loss_name(loss_fn, data.first())), str(seed))
     step = journal.step("scores", *where, *what)
-    known = step.load(partial(_understood, sizes))
+    known = step.load(partial(_from_journal, sizes))
     if known is not None:
         return known
     if granularity_of(graph) == "unit":
@@ -60,11 +60,11 @@ def scored_once(
     return found
 
 
-def _understood(sizes: Mapping[str, int], notes: Any, tensors: Mapping[str, Tensor]) -> Scores:
-    """Scores of groups of these sizes.
+def _from_journal(sizes: Mapping[str, int], notes: Any, tensors: Mapping[str, Tensor]) -> Scores:
+    """Make scores from the journal's notes and tensors.
 
     Raises:
-        ValueError: They are others.
+        ValueError: They are not scores of groups with these names and sizes.
     """
     table = checked_notes(Table, notes)
     if set(table.groups) != set(sizes):

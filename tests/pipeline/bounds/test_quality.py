@@ -19,7 +19,14 @@ import secateur as sc
 from secateur.allocators import Budget
 from secateur.measure.quality import Damage
 from secateur.pipeline.bounds.plans import Plans
-from secateur.pipeline.bounds.quality import STEP, Cheapest, cheapest, order, require_enough, roughly
+from secateur.pipeline.bounds.quality import (
+    STEP,
+    Cheapest,
+    cheapest,
+    estimated_share,
+    require_enough,
+    shares_to_measure,
+)
 
 Drop = Callable[[float], float]
 
@@ -193,7 +200,7 @@ def test_too_few_whatever_they_show_are_refused_before_anything_runs() -> None:
 @given(st.floats(0.02, 0.95), st.floats(0.3, 1.0))
 def test_the_order_goes_down_from_what_is_allowed(place: float, most: float) -> None:
     place = min(place, most)
-    shares = [share for share, _ in zip(order(place, most), range(200), strict=False)]
+    shares = [share for share, _ in zip(shares_to_measure(place, most), range(200), strict=False)]
     assert all(a > b for a, b in pairwise(shares))
     assert all(0 < share <= most for share in shares)
     assert any(abs(share - place) <= STEP * place for share in shares)
@@ -205,5 +212,5 @@ def test_the_place_is_found_with_other_data() -> None:
     plans = Plans(FakeTarget(), None, None, Budget(accuracy_drop=0.03))  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("secateur.pipeline.bounds.quality.take_share", lambda data, share, whole: data)
-        found = roughly(plans, 100, lambda _: FakeGauge(falling(0.4), 1, None), lambda what: None)
+        found = estimated_share(plans, 100, lambda _: FakeGauge(falling(0.4), 1, None), lambda what: None)
     assert 0.4 <= found <= 0.4 + STEP

@@ -19,8 +19,8 @@ from secateur.pipeline.auto.auto import UNITS, Auto
 from secateur.pipeline.auto.choosers import CHOOSERS
 from secateur.pipeline.auto.depth import weighted_by_depth
 from secateur.pipeline.auto.scored import score_candidates
+from secateur.pipeline.expressible import plan_until_expressible
 from secateur.pipeline.result import clock, few
-from secateur.pipeline.settling import settle
 from secateur.pipeline.shortage import shortage
 from secateur.pipeline.targets.target import Form, Scored, Target
 from secateur.plan import Plan
@@ -153,7 +153,7 @@ class Units(Target):
             with clock(self.task.seconds, "allocate"):
                 return _agreed(self.graph, partial(self._decide, rule, scores, budget, limits, notes))
 
-        found = settle(decide, self.apply, self.task.limits)
+        found = plan_until_expressible(decide, self.apply, self.task.limits)
         small = with_note(found.model, " ".join(filter(None, (found.note, *notes[-1:]))))
         return small, record_of(small).plan
 
