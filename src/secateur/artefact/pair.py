@@ -18,9 +18,9 @@ from pathlib import Path
 
 from secateur.artefact.writing import (
     check_replaceable,
-    explained,
     flush,
     locked,
+    os_errors_as,
     private_folder,
     sync,
     undisturbed,
@@ -53,7 +53,7 @@ def folder_in_place(out: Path, error: type[SecateurError] = ArtefactError) -> It
     Raises:
         SecateurError: Nothing can be written there.
     """
-    with explained(out, error):
+    with os_errors_as(out, error):
         there = os.path.isdir(out)
         parent = out if there else out.parent
         if not there and os.path.lexists(out):

@@ -69,7 +69,7 @@ def replacing(
         ...     [file.name for file in Path(folder).iterdir()]
         ['a.txt']
     """
-    with explained(path, error):
+    with os_errors_as(path, error):
         check_replaceable(path)
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def check_replaceable(path: Path, called: str = "the file") -> None:
 
 def replace_text(path: Path, text: str, error: type[SecateurError] = ArtefactError) -> None:
     """Write a text file by `replacing`, in UTF-8 and with the line ends that `text` has."""
-    with explained(path, error):
+    with os_errors_as(path, error):
         replace_bytes(path, text.encode("utf-8"), error)
 
 
@@ -113,7 +113,7 @@ def replacing_folder(path: Path, error: type[SecateurError] = ArtefactError) -> 
     Raises:
         SecateurError: Nothing can be written there. `path` is as it was.
     """
-    with explained(path, error):
+    with os_errors_as(path, error):
         path.parent.mkdir(parents=True, exist_ok=True)
         with private_folder(path.parent) as folder:
             written = folder / "new"
@@ -131,7 +131,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         ArtefactError: If there is something at `path`, other than an empty folder, or nothing can be written.
     """
-    with explained(path, ArtefactError):
+    with os_errors_as(path, ArtefactError):
         taken = path.is_symlink() or (
             os.path.exists(path) and (not os.path.isdir(path) or any(path.iterdir()))
         )
@@ -144,10 +144,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def explained(path: Path, error: type[SecateurError]) -> Iterator[None]:
-    """Raise what the system refuses inside the block as an error of this class, with the free space.
+def os_errors_as(path: Path, error: type[SecateurError]) -> Iterator[None]:
+    """Turn errors of the operating system inside the block into an error of this class.
 
-    Inside a folder of `private_folder`, the block around that one says it of a path that the user knows.
+    The message names the path and the free space. Errors about a path inside a `private_folder`, which users
+    do not know, pass through: the outer block, which has the target's path, handles them.
     """
     try:
         yield

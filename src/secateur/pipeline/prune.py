@@ -49,7 +49,7 @@ from secateur.signals import Scores
 from secateur.signals.code import code_digest
 from secateur.signals.distributed import joined
 from secateur.signals.identity import of_data, of_run
-from secateur.signals.journal import keeping, text_digest
+from secateur.signals.journal import journal_in, text_digest
 from secateur.signals.loss import LossFn, loss_name
 from secateur.targets.granularity import named
 from secateur.targets.units.record import record_of, with_note
@@ -228,7 +228,7 @@ def prune(
             found = of_run(model, task.data, **settings, **own, processes=team.size)
             return found | values | code
 
-        stack.enter_context(keeping(checkpoint, about))
+        stack.enter_context(journal_in(checkpoint, about))
         if held is not None and budget is not None:
             with team.together():
                 for bound in budget.quality:

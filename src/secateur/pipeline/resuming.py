@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.calibration import Calibration
 from secateur.signals import Scores, score
 from secateur.signals.identity import plain
-from secateur.signals.journal import checked_notes, current, model_digest, require_like
+from secateur.signals.journal import checked_notes, current_journal, model_digest, require_like
 from secateur.signals.loss import LossFn, loss_name
 from secateur.signals.scores import Table
 from secateur.targets.granularity import granularity_of
@@ -41,7 +41,7 @@ def scored_once(
         seed: As for `sc.score`.
         progress: As for `sc.score`.
     """
-    journal = current()
+    journal = current_journal()
     options: dict[str, Any] = {"loss_fn": loss_fn, "seed": seed, "progress": progress}
     if journal is None:
         return score(graph, data, signals, **options)

@@ -24,7 +24,7 @@ from secateur.signals.journal import (
     Journal,
     Step,
     checked_notes,
-    current,
+    current_journal,
     model_digest,
     plan_digest,
     require_like,
@@ -57,7 +57,7 @@ def run(method: Method, small: nn.Module, work: Work) -> dict[str, Any] | None:
     Returns:
         What the repair returns: notes, or None if it could change nothing.
     """
-    journal = current()
+    journal = current_journal()
     if journal is None or not isinstance(method, Repair | Polish):
         return method.run(small, work)
     judge = "" if work.judge is None else described(work.judge, journal)
@@ -80,7 +80,7 @@ def run(method: Method, small: nn.Module, work: Work) -> dict[str, Any] | None:
 
 def judged(models: Sequence[nn.Module], judges: Sequence[Judge]) -> NDArray[np.float64]:
     """Measure each model by its judge, or take the errors from the journal of the run. [errors]"""
-    journal = current()
+    journal = current_journal()
     if journal is None:
         return np.concatenate(_judged(models, judges))
     pairs = zip(models, judges, strict=True)

@@ -38,7 +38,14 @@ from secateur.repairs.regression.leastsquares import Fit, Sums, fit
 from secateur.repairs.rows import column_sums, output_sums, target
 from secateur.repairs.tasks import Task, is_ready, siblings_among, start_of, tasks_of
 from secateur.signals.distributed import Team, joined
-from secateur.signals.journal import Step, checked_notes, current, model_digest, plan_digest, require_like
+from secateur.signals.journal import (
+    Step,
+    checked_notes,
+    current_journal,
+    model_digest,
+    plan_digest,
+    require_like,
+)
 from secateur.stream.dense import Values
 from secateur.stream.pending import PendingBatches
 from secateur.targets.units.record import record_of
@@ -119,7 +126,7 @@ def _keeper(
     name: str, small: nn.Module, graph: Graph, calibration: Calibration
 ) -> Callable[[Sequence[str]], Step | None]:
     """Return, for the names of weights, the step of the run that refits them; None if nothing is kept."""
-    journal = current()
+    journal = current_journal()
     if journal is None:
         return lambda weights: None
     plan = plan_digest(record_of(small).plan)

@@ -161,22 +161,22 @@ class TimmModel:
         if checkpoint is None:
             return self._create(**{"pretrained": True, **self.keywords})
         model = self._create(**self.shape)
-        with self._explained(f"weights of {self.name} in {checkpoint}"):
+        with self._errors(f"weights of {self.name} in {checkpoint}"):
             from timm.models import load_state_dict
 
             model.load_state_dict(load_state_dict(str(checkpoint), weights_only=True))
         return model
 
     def _create(self, **keywords: Any) -> nn.Module:
-        with self._explained(f"a model that timm.create_model({self.name!r}) makes"):
+        with self._errors(f"a model that timm.create_model({self.name!r}) makes"):
             import timm
 
             model: nn.Module = timm.create_model(self.name, **keywords).eval()
             return model
 
     @contextmanager
-    def _explained(self, wanted: str) -> Iterator[None]:
-        with explained(f"{self.option} timm:{self.name}", wanted, "Check the name.", library="timm"):
+    def _errors(self, wanted: str) -> Iterator[None]:
+        with library_errors(f"{self.option} timm:{self.name}", wanted, "Check the name.", library="timm"):
             yield
 
 
@@ -226,7 +226,7 @@ class HuggingFaceModel:
 
     def make(self) -> nn.Module:
         """See `ModelSource`."""
-        with self._explained():
+        with self._errors():
             from transformers import AutoConfig
 
             model: nn.Module = self._class()(AutoConfig.from_pretrained(self.folder)).eval()
@@ -245,7 +245,7 @@ class HuggingFaceModel:
             with empty_weights():
                 empty = self.make()
             return map_weights(empty, self.folder)
-        with self._explained():
+        with self._errors():
             model: nn.Module = self._class().from_pretrained(self.folder, local_files_only=True).eval()
             return model
 
@@ -258,9 +258,9 @@ class HuggingFaceModel:
         return found
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
         wanted, advice = "a folder that Transformers can read", "Do save_pretrained again."
-        with explained(f"{self.option} {self.folder}", wanted, advice, library="transformers"):
+        with library_errors(f"{self.option} {self.folder}", wanted, advice, library="transformers"):
             yield
 
 
@@ -294,7 +294,9 @@ class ExportedModel:
         Raises:
             SettingError: If torch cannot read the file.
         """
-        with explained(f"{self.option} {self.path}", "an exported program", "Do torch.export.save again."):
+        with library_errors(
+            f"{self.option} {self.path}", "an exported program", "Do torch.export.save again."
+        ):
             import torch
 
             zipfile.ZipFile(self.path).close()  # torch prints pages about a file that is no archive
@@ -305,7 +307,7 @@ class ExportedModel:
 
 
 @contextmanager
-def explained(where: str, wanted: str, advice: str, *, library: str = "") -> Iterator[None]:
+def library_errors(where: str, wanted: str, advice: str, *, library: str = "") -> Iterator[None]:
     """Another library's error as one of ours.
 
     Args:

@@ -24,7 +24,7 @@ from secateur.pipeline.targets.target import Scored, Target
 from secateur.repairs.judging import MARGIN, Judge
 from secateur.repairs.resuming import described
 from secateur.signals.distributed import OF_THE_RUN
-from secateur.signals.journal import current, plan_digest
+from secateur.signals.journal import current_journal, plan_digest
 from secateur.signals.units.combination import name_of
 
 FEW, MORE = 1 / 16, 1 / 4
@@ -128,7 +128,7 @@ def measured(target: Target, judge: Judge, plan: Any, data: Calibration) -> NDAr
     Returns:
         The errors [samples]; or, as text, the reason why there are none.
     """
-    journal = current()
+    journal = current_journal()
     if journal is None:
         return _measured(target, judge, plan, data)
     parts = (plan_digest(plan), target.candidate_repair, journal.data(data), described(judge, journal))

@@ -51,10 +51,10 @@ class Search(Chooser):
     """Moves budget between groups, and keeps the plan whose repaired model is closest to the dense one.
 
     `RepairAware` adds up the errors of groups, as if an error did the same harm in every group. Search starts
-    from its plans. It multiplies the errors of each group by a factor (`RepairAware.factors`) and plans again;
-    a higher factor lets a group keep more units. Each plan meets the budget and the limits. It is applied,
-    repaired on a part of the data, and measured on held-out data: by the distance of the outputs to the dense
-    model's, without labels, or by `loss_fn`. These errors decide which factors are tried next
+    from its plans. It multiplies the errors of each group by a factor (`RepairAware.factors`), and plans
+    again; a higher factor lets a group keep more units. Each plan meets the budget and the limits. It is
+    applied, repaired on a part of the data, and measured on held-out data: by the distance of the outputs to
+    the dense model's, without labels, or by `loss_fn`. These errors decide which factors are tried next
     (`secateur.pipeline.auto.waves`). In the end the best plans and the first start are repaired on all data
     that repairs may use, and the best of them is chosen. So on the held-out data the result is never worse
     than the first start, by default `RepairAware`.

@@ -22,7 +22,7 @@ from secateur.common.offload import input_device, stored
 from secateur.common.progress import bar
 from secateur.errors import CalibrationError, ScoreError
 from secateur.signals.loss import LossFn, check_reached, loss_of
-from secateur.signals.onepass import said_of
+from secateur.signals.onepass import errors_prefixed
 from secateur.signals.scores import Scores
 from secateur.signals.signal import Signal
 from secateur.signals.units.combination import Asked, Combination, listed, name_of, parse, with_combinations
@@ -252,7 +252,7 @@ def _gradients(
     aliases = {name: found[0].weight.detach().requires_grad_() for name, found in layers.items()}
 
     run = _WithAliases(model, aliases)
-    with torch.enable_grad(), said_of(f"score, batch {batch.index}"):
+    with torch.enable_grad(), errors_prefixed(f"score, batch {batch.index}"):
         loss = loss_of(run, batch, loss_fn)
         found = torch.autograd.grad(loss, list(aliases.values()), allow_unused=True)
         check_reached(found)
