@@ -318,13 +318,13 @@ def test_outputs_that_say_nothing() -> None:
 
 
 CAUSES = {
-    "trained": "Its tensor b.weight is not what the plan leaves of the dense model's",
-    "half": "Its tensor a.weight is not what the plan leaves of the dense model's",
+    "trained": "Its tensor b.weight is not the dense model's tensor without the removed",
+    "half": "Its tensor a.weight is not the dense model's tensor without the removed",
     "repaired": "It was repaired after apply",
     "rounding": "amplifies rounding",
     "unrepeatable": "differs by .* between two runs on the same inputs",
     "switched": "Its noisy is True, and that of the model False. .* set it before trace",
-    "bug": "what b returns is the first to differ. Please report this as a bug",
+    "bug": "the output of b is the first that differs. Please report this as a bug",
 }
 
 
@@ -500,7 +500,7 @@ def test_a_model_that_asks_whether_gradients_are_on_is_named_as_the_cause() -> N
     torch.manual_seed(0)
     model, x = _Asking(in_training=False, plain_sizes=True).eval(), torch.randn(4, 6)
     plan = random_plan(sc.trace(model, x), ratio=0.4, seed=1)
-    with pytest.raises(sc.VerificationError, match=r"computes something else where gradients are on"):
+    with pytest.raises(sc.VerificationError, match=r"computes something else when gradients are on"):
         sc.verify(model, sc.apply(model, plan), plan)
 
 
@@ -542,8 +542,8 @@ class _Counting(nn.Module):
 @pytest.mark.parametrize(
     ("branch", "message"),
     [
-        (_dropout, "in training mode; what b returns is the first to differ"),
-        (_scaled, "in training mode; what b returns is the first to differ"),
+        (_dropout, "in training mode; the output of b is the first that differs"),
+        (_scaled, "in training mode; the output of b is the first that differs"),
         (_momentum, "training to leave in buffer mean"),
         (_hooked, r"the gradients .* in training mode\. A backward pass of your own"),
         (lambda net, h: nn.functional.dropout(h, 0.3, net.training), ""),

@@ -76,7 +76,7 @@ def _merge(new: Path, out: Path, old: Path) -> None:
     names = sorted(path.name for path in new.iterdir())
     for name in names:
         check_replaceable(out / name, f"the file {name}")
-    settle(out)
+    finish_save(out)
     old.mkdir()
     for name in names:
         if os.path.lexists(out / name):
@@ -94,7 +94,7 @@ def _merge(new: Path, out: Path, old: Path) -> None:
         _move(old, sorted(path.name for path in old.iterdir()), out)
         raise
     finally:
-        settle(out)
+        finish_save(out)
 
 
 def _move(source: Path, names: list[str], out: Path) -> None:
@@ -112,7 +112,7 @@ def _move(source: Path, names: list[str], out: Path) -> None:
             os.replace(source / name, out / name)
 
 
-def settle(folder: Path) -> None:
+def finish_save(folder: Path) -> None:
     """Finish what a killed save began: the record's tensors get their usual name, others go."""
     hidden = [entry.name for entry in os.scandir(folder) if _HIDDEN.fullmatch(entry.name)]
     if not hidden:

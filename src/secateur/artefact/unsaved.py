@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
-from secateur.common.caches import Slot, kept_tensors, made_again, value_of
+from secateur.common.caches import Slot, kept_tensors, rebuilt_tensors, value_of
 from secateur.common.models import evaluating
 from secateur.common.outputs import agree, tensors_of
 from secateur.graph.inputs import Arguments
@@ -93,7 +93,7 @@ def other_numbers(model: nn.Module, wanted: Mapping[str, Sample], arguments: Arg
     if not differ or arguments is None:
         return next(iter(differ), "")
     args, kwargs = arguments
-    again = made_again(model, kept_tensors(model), args, kwargs)
+    again = rebuilt_tensors(model, kept_tensors(model), args, kwargs)
     made = {name for slot in again for name, _ in _in_slot(model, slot)}
 
     def run(spoiled: str = "") -> tuple[list[Tensor], dict[str, Sample]]:

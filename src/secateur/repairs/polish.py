@@ -129,7 +129,7 @@ class Polish:
                 floating-point numbers.
         """
         graph = work.graph()
-        settings = self.settled(graph)
+        settings = self.with_defaults(graph)
         objective = Distance(graph, small, self.features, by_scores=settings.divergence, mixed=self.mixed)
         parameters = objective.parameters
         if not parameters:
@@ -158,7 +158,7 @@ class Polish:
                 done = loop.run(objective, parameters, adam, data, processes, progress=work.progress)
         return {"passes": done, "minutes": (time.monotonic() - begun) / 60}
 
-    def settled(self, graph: Graph) -> Settings:
+    def with_defaults(self, graph: Graph) -> Settings:
         """Return the settings for a model: the ones given, and defaults for the others."""
         language = is_language(ProgramCalls(graph))
         usual = LANGUAGE if language else USUAL
