@@ -87,7 +87,8 @@ def opened_artefact(folder: Path) -> Iterator[tuple[Content, TensorFile]]:
         if not _replaced(folder, written, seen):
             if seen is None:
                 raise ArtefactError(
-                    f"load({folder}): expected a folder with {TENSORS} and {RECORD}, got no {TENSORS}."
+                    f"load({folder}): expected a folder with {TENSORS} and {RECORD}, got no {TENSORS}. Check "
+                    "the path."
                 )
             raise _damaged(
                 folder,

@@ -353,7 +353,7 @@ def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, st
         if stored.shape != target.shape:
             raise ArtefactError(
                 f"load({folder}): expected {name} of shape {tuple(target.shape)}, got {tuple(stored.shape)}. "
-                f"The file does not belong to this plan."
+                f"Save the model again: these tensors do not belong to the plan."
             )
         check_kind(f"load({folder})", name, target, stored)
         if target.is_meta:

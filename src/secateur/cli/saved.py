@@ -169,12 +169,14 @@ def quantise(
     """Quantise a pruned model to 8 or 4 bits as an ONNX file, measured beside the dense one."""
     with reported(debug=debug):
         if out.suffix != ".onnx":
-            raise SettingError(f"--out {out}: expected a file that ends in .onnx. Name small.int8.onnx.")
+            raise SettingError(
+                f"--out {out}: expected a name that ends in .onnx. Write --out small.int8.onnx."
+            )
         file_to_write("--out", out)
         import secateur as sc
         from secateur.pipeline.quantise import checked_kind
 
-        asked = checked_kind(kind)
+        known_kind = checked_kind(kind)
         made = model_source("--model", model)
 
         def read(option: str, text: str) -> Any:
@@ -183,7 +185,7 @@ def quantise(
         judged = None if evaluation is None else read("--evaluation", evaluation)
         small = sc.load(source, made.make)
         done = sc.quantise(
-            small, read("--data", data), asked, dense=made.load(), evaluation=judged, seed=seed
+            small, read("--data", data), known_kind, dense=made.load(), evaluation=judged, seed=seed
         )
         done.save(out)
         shown = done.figures.model_dump_json(indent=1) if json else f"{done}\n\nwritten to  {out}"

@@ -152,33 +152,35 @@ def test_it_is_wrong_as_seldom_as_it_says(limit: float) -> None:
 
 def test_looks_go_down_and_end_with_the_first_that_is_not_confirmed() -> None:
     found = searched(falling(0.4))
-    verdicts = [point.verdict for point in found.looks.points]
+    verdicts = [point.verdict for point in found.tried.points]
     assert verdicts[-2:] == ["chosen", "not confirmed"]
     assert set(verdicts[:-2]) == {"within"}
-    shares = [point.share for point in found.looks.points]
+    shares = [point.share for point in found.tried.points]
     assert shares == sorted(shares, reverse=True)
-    frontier = found.looks.frontier()
+    frontier = found.tried.frontier()
     assert (frontier.limit, frontier.samples, frontier.measure) == (0.03, 1000, "accuracy")
     chosen = next(point for point in frontier.points if point.verdict == "chosen")
-    assert chosen.damage < chosen.most <= 0.03 < found.looks.points[-1].most
+    assert chosen.damage < chosen.most <= 0.03 < found.tried.points[-1].most
 
 
 def test_what_no_plan_reaches_is_not_asked_for() -> None:
     found = searched(falling(0.01), floor=0.35, samples=20_000)
     assert found.plan == 0.35
-    assert found.looks.points[-1].verdict == "chosen"
+    assert found.tried.points[-1].verdict == "chosen"
 
 
 def test_other_bounds_hold_for_every_plan() -> None:
     found = searched(falling(0.2), macs=0.6, samples=4_000)
-    assert all(point.share <= 0.6 for point in found.looks.points)
+    assert all(point.share <= 0.6 for point in found.tried.points)
     assert found.plan < 0.6
-    with pytest.raises(sc.UnreachableBudgetError, match=r"The first one keeps 30\.0 % of the macs: measured"):
+    with pytest.raises(
+        sc.UnreachableBudgetError, match=r"The first plan keeps 30\.0 % of the macs: measured"
+    ):
         searched(falling(0.4), macs=0.3)
 
 
 def test_too_few_to_confirm_says_how_many_would() -> None:
-    message = r"got none\. The first one keeps .*, on 1,000 samples\. About [\d,]+ held-out samples would"
+    message = r"got none\. The first plan keeps .*, on 1,000 samples\. About [\d,]+ held-out samples would"
     with pytest.raises(sc.UnreachableBudgetError, match=message) as caught:
         searched(lambda share: 0.002, 0.01)
     assert caught.value.smallest > 0.01

@@ -194,8 +194,8 @@ def _as_program(
     shapes = [*zip(names, (leaf.shape for leaf in InputSpec.of(*given).tensors().values()), strict=True)]
     if far := [sizes for sizes in ends if too_large(shapes, sizes)]:
         raise OtherSizesError(
-            f"export({path}): expected a program for any size, got code that asks about one of "
-            f"{max(far[0].values())}, where it was not compared."
+            f"export({path}): expected a program for any size, got code with a condition on a size of "
+            f"{max(far[0].values())}, which is too large to compare. Export with fixed=True."
         )
     trials = captured_trials(
         model, given, spec, dynamic=found.dynamic, also=others if also else (), refusable=ends

@@ -60,7 +60,7 @@ def model_source(option: str, text: str) -> ModelSource:
         if not os.path.isfile(path / "config.json"):
             raise SettingError(
                 f"{option} {text}: expected a Hugging Face folder, got one without config.json. "
-                "Do save_pretrained, or name a function."
+                "Write it with save_pretrained, or name a function."
             )
         return HuggingFaceModel(option, str(path), mapped)
     return FunctionModel(Target.of(option, text))
@@ -213,7 +213,7 @@ class HuggingFaceModel:
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise SettingError(
                 f"{self.option} {self.folder}: expected a config.json with architectures, got none "
-                f"({type(error).__name__}: {error}). Do save_pretrained again."
+                f"({type(error).__name__}: {error}). Write it again with save_pretrained."
             ) from error
 
     @property
@@ -259,7 +259,7 @@ class HuggingFaceModel:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        wanted, advice = "a folder that Transformers can read", "Do save_pretrained again."
+        wanted, advice = "a folder that Transformers can read", "Write it again with save_pretrained."
         with library_errors(f"{self.option} {self.folder}", wanted, advice, library="transformers"):
             yield
 
@@ -295,7 +295,7 @@ class ExportedModel:
             SettingError: If torch cannot read the file.
         """
         with library_errors(
-            f"{self.option} {self.path}", "an exported program", "Do torch.export.save again."
+            f"{self.option} {self.path}", "an exported program", "Write it again with torch.export.save."
         ):
             import torch
 
@@ -308,26 +308,26 @@ class ExportedModel:
 
 @contextmanager
 def library_errors(where: str, wanted: str, advice: str, *, library: str = "") -> Iterator[None]:
-    """Another library's error as one of ours.
+    """Turn errors of another library inside the block into a SettingError.
 
     Args:
-        where: How the message begins.
+        where: The beginning of the message.
         wanted: What was expected.
-        advice: What to do, where the library is not the cause.
-        library: The library that is imported inside the block.
+        advice: What to do, unless the library itself is the cause.
+        library: The library that the block imports.
     """
     try:
         yield
     except SettingError:
         raise
-    except Exception as error:  # whatever a library raises is about what it was given
+    except Exception as error:  # a library may fail in any way on the user's input
         got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         remedy = _remedy(error, library) or advice
         raise SettingError(f"{where}: expected {wanted}, got {got}. {remedy}") from error
 
 
 def _remedy(error: Exception, library: str) -> str:
-    """What to do about a library that is missing or does not load beside this torch; empty if neither."""
+    """Advise what to do if a library is missing or does not load with this torch; empty otherwise."""
     import torch
 
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
