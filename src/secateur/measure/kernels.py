@@ -33,9 +33,9 @@ def capturable(model: nn.Module) -> Iterator[None]:
     """Make a model easier to capture inside the block, without changing its results.
 
     Experts run as one grouped product instead of a loop: the loop runs over the experts that some token
-    chose, so its length depends on the data, which a capture cannot hold. PyTorch's distributions do not check
-    their arguments, and its transformers do not test whether a mask is causal, which only chooses a kernel.
-    Everything is restored afterwards.
+    chose, so its length depends on the data, which a capture cannot hold. PyTorch's distributions do not
+    check their arguments, and its transformers do not test whether a mask is causal, which only chooses a
+    kernel. Everything is restored afterwards.
     """
     looping = [config for config in _configs(model) if getattr(config, _FIELD) == _LOOP]
     detect, checked = getattr(transformer, _DETECT, None), Distribution._validate_args

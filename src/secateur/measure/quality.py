@@ -188,8 +188,8 @@ class Gauge:
             found = team.from_first(Values(np.concatenate(above), np.concatenate(below)))
         if not np.isfinite(found.above).any() or not found.below.sum() > 0:
             raise CalibrationError(
-                f"{self.name(bound)}: expected held-out samples with a label or count, got none: no label is a "
-                "class, or all counts of the metric are 0. Check the labels of the held-out data."
+                f"{self.name(bound)}: expected held-out samples with a label or count, got none: no label "
+                "is a class, or all counts of the metric are 0. Check the labels of the held-out data."
             )
         return found
 
@@ -234,8 +234,8 @@ class Gauge:
         if batch.labels is not None or logits is None or logits.ndim != 2:
             raise CalibrationError(
                 "accuracy_drop: expected logits [samples, classes], and one class a sample if there are "
-                f"labels, got {'no logits' if logits is None else list(logits.shape)}. Pass metric=function(model, "
-                "batch), or bound loss_rise or perplexity_rise."
+                f"labels, got {'no logits' if logits is None else list(logits.shape)}. Pass "
+                "metric=function(model, batch), or bound loss_rise or perplexity_rise."
             )
         if batch.index not in self._classes:
             wanted = logits_of(batch.run(self._dense, labelled=True))
