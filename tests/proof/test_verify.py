@@ -214,7 +214,8 @@ def test_draws_that_cannot_be_shared_are_named() -> None:
     x = torch.randn(8, 12)
     plan = plan_of(sc.trace(two(lambda m, x: m.b(m.a(x))), x), {"a": np.arange(16) > 3})
     model = two(lambda m, x: m.b(torch.poisson(m.a(x).exp()))).eval()
-    with pytest.raises(sc.VerificationError, match=r"draw random numbers.* not the same ones \(poisson \[8, 12\]"):
+    message = r"draw random numbers.* not the same ones \(poisson \[8, 12\]"
+    with pytest.raises(sc.VerificationError, match=message):
         sc.verify(model, smaller(model, plan), plan, x)
 
 
