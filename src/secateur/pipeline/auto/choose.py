@@ -18,7 +18,7 @@ from secateur.calibration.subset import take_share
 from secateur.common.progress import steps
 from secateur.errors import BudgetError, NothingToPruneError, SecateurError, UnreachableBudgetError
 from secateur.pipeline.auto.chooser import Choice
-from secateur.pipeline.auto.rounds import Entrant, Stage, run_rounds
+from secateur.pipeline.auto.rounds import CandidateResult, Stage, run_rounds
 from secateur.pipeline.auto.selection import Candidate, Round, Selection
 from secateur.pipeline.targets.target import Scored, Target
 from secateur.repairs.judging import MARGIN, Judge
@@ -162,7 +162,7 @@ def _measured(target: Target, judge: Judge, plan: Any, data: Calibration) -> NDA
 
 
 def selected(
-    order: Sequence[Entrant],
+    order: Sequence[CandidateResult],
     planned: Mapping[str, Planned],
     others: Sequence[Candidate],
     target: Target,
@@ -192,7 +192,7 @@ def selected(
             for data in rounds[: len(order[0].errors)]
         ),
         held=judge.samples,
-        candidates=(*(_record(entrant, planned[entrant.name]) for entrant in order), *others),
+        candidates=(*(_record(candidate, planned[candidate.name]) for candidate in order), *others),
     )
 
 
@@ -228,7 +228,7 @@ def plans(
         if equal is None:
             planned[name] = found
         else:
-            others.append(_record(Entrant(name, out=f"the same plan as {equal}"), found))
+            others.append(_record(CandidateResult(name, out=f"the same plan as {equal}"), found))
     if planned:
         return planned, others
     if unreached:
@@ -249,13 +249,13 @@ def _parts(data: Calibration, *, whole: bool) -> tuple[Calibration, Calibration]
     return few, (few if LEAST >= MORE * total else take_share(data, MORE, whole=whole))
 
 
-def _record(entrant: Entrant, found: Planned) -> Candidate:
+def _record(candidate: CandidateResult, found: Planned) -> Candidate:
     return Candidate(
-        name=entrant.name,
+        name=candidate.name,
         macs=found.macs,
         params=found.params,
-        errors=tuple(entrant.errors),
-        verdict=entrant.out or "chosen",
+        errors=tuple(candidate.errors),
+        verdict=candidate.out or "chosen",
     )
 
 

@@ -167,21 +167,21 @@ class Search(Chooser):
     def _chosen(
         self,
         starts: Mapping[str, RepairAware],
-        rivals: Mapping[str, Any],
+        earlier: Mapping[str, Any],
         target: Target,
         budget: Budget,
         known: Scored,
     ) -> Choice:
-        """Search from the starts. The last round also compares the first start and the rivals."""
+        """Search from the starts. The last round also compares the first start and the earlier."""
         task = target.task
         part = _part(task.fit, whole=fixed(target))
-        planned, others = plans({**starts, **rivals}, target, known, budget, part)
+        planned, others = plans({**starts, **earlier}, target, known, budget, part)
         judge = Judge(task.model, task.held, task.loss_fn)
         tried = _Tried(target, known, budget, judge, part, planned)
         rounds = [(part, Stage(self.finalists, None)), (task.fit, Stage(1, None))]
         if not target.candidate_repair or part is task.fit:
             rounds = [(part, Stage(1, None))]
-        last = {*[name for name in starts if name in planned][:1], *(rivals.keys() & planned.keys())}
+        last = {*[name for name in starts if name in planned][:1], *(earlier.keys() & planned.keys())}
 
         def run(name: str, number: int) -> NDArray[np.float64] | str:
             if number == 0:
