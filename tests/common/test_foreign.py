@@ -140,6 +140,6 @@ def covariance(net: nn.Module, x: Tensor, of: Tensor) -> Tensor:
 
 
 def test_functions_that_look_at_values() -> None:
-    words = r"test_foreign.py:\d+: .*torch\.cov.*looks at the values of a tensor.*other functions\.$"
+    words = r"test_foreign.py:\d+: .*torch\.cov.*reads the values of a tensor.*other functions\.$"
     with pytest.raises(sc.CaptureError, match=words):
         traced(covariance)

@@ -268,7 +268,9 @@ def test_what_only_training_reads_is_compared_in_training_mode() -> None:
     assert sc.verify(model, small, plan, x).training
     with torch.no_grad():
         small.aux.weight += 1
-    with pytest.raises(sc.VerificationError, match=r"training mode in 1 of 2 outputs \(number 1\); what aux"):
+    with pytest.raises(
+        sc.VerificationError, match=r"training mode in 1 of 2 outputs \(number 1\); the output of aux"
+    ):
         sc.verify(model, small, plan, x)
     small.aux = nn.Linear(11, 3)
     with pytest.raises(sc.VerificationError, match=r"mat1.* in training mode, where aux.bias, aux.w"):
@@ -371,7 +373,7 @@ def test_a_program_that_holds_numbers_of_a_dtype_is_no_bug() -> None:
     graph = sc.trace(model, x)
     plan = random_plan(graph)
     assert sc.verify(model, sc.apply(model, plan, "module", graph=graph), plan, x).proven
-    with pytest.raises(sc.VerificationError, match="numbers of a dtype") as error:
+    with pytest.raises(sc.VerificationError, match="limits of that dtype") as error:
         sc.verify(model, sc.apply(model, plan, "graph", graph=graph), plan, x)
     assert len(str(error.value)) <= 600
 

@@ -298,7 +298,9 @@ def _program(model: nn.Module, small: nn.Module, plan: Plan, arguments: Argument
     """
     mixed = "the plan removes units that an operator mixes with others, so the masked model is no reference"
     if is_program(small):
-        raise ApplyError(f"{mixed}, and the pruned model is itself the only other reference")
+        raise ApplyError(
+            f"{mixed}, and the pruned model is itself the captured program, the only other reference"
+        )
     _, args, kwargs = arguments
     try:
         return apply(model, plan, "graph", example_inputs=kwargs or args)
