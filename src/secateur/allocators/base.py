@@ -28,7 +28,7 @@ from secateur.common.seeds import seed_of
 from secateur.errors import BudgetError, SettingError
 from secateur.plan import Plan
 from secateur.signals.scores import Scores
-from secateur.signals.units.combination import Asked
+from secateur.signals.units.combination import SignalLike
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -65,7 +65,7 @@ class Allocator(ABC):
 
     @property
     @abstractmethod
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The signals whose scores the allocator needs: names, instances or combinations."""
 
     @abstractmethod

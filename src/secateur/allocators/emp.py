@@ -26,7 +26,7 @@ from secateur.common.formatting import share
 from secateur.errors import SettingError
 from secateur.graph.groups import Group
 from secateur.graph.weight import WeightGroup
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -119,7 +119,7 @@ class EMP(Allocator):
 
     beta: float = 1.0
     scope: Scope = "layer"
-    removal: Asked = "magnitude"
+    removal: SignalLike = "magnitude"
     name: ClassVar[str] = "emp"
     solved: ClassVar[str] = "beta"
     knob_name: ClassVar[str] = "−β"
@@ -133,7 +133,7 @@ class EMP(Allocator):
             )
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The removal signal."""
         return (self.removal,)
 

@@ -29,7 +29,7 @@ from secateur.common.formatting import share
 from secateur.errors import SettingError
 from secateur.graph.groups import Group
 from secateur.graph.weight import WeightGroup
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -94,7 +94,7 @@ class Repairability(Allocator):
     """
 
     curves: Mapping[str, Distortion] | None = None
-    removal: Asked = "magnitude"
+    removal: SignalLike = "magnitude"
     dense: tuple[str, ...] = ()
     along: tuple[str, ...] = ()
     per: Per | None = None
@@ -110,7 +110,7 @@ class Repairability(Allocator):
             )
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The removal signal."""
         return (self.removal,)
 

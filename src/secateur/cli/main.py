@@ -165,7 +165,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Prune trained PyTorch networks: decide how much of each layer to remove, remove it, repair it, prove it.
+    """Prune trained PyTorch networks: decide how much to remove, remove it, repair and prove the result.
 
     Exit codes: 0 done, 2 bad input, 3 budget unreachable, 4 verification failed, 130 Ctrl-C, 143 SIGTERM.
     """

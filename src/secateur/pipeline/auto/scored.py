@@ -19,7 +19,7 @@ from secateur.signals.loss import LossFn
 from secateur.signals.program import NotObservedError
 from secateur.signals.registry import resolve
 from secateur.signals.signal import Signal
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 
 
 def score_candidates(
@@ -51,7 +51,7 @@ def score_candidates(
     if not signals:
         return Scored(Scores({}, fingerprint=graph.fingerprint), missing)
 
-    def scores_of(some: Sequence[Asked]) -> Scores:
+    def scores_of(some: Sequence[SignalLike]) -> Scores:
         return scored_once(graph, model, data, some, loss_fn=loss_fn, seed=seed, progress=progress)
 
     try:
