@@ -93,7 +93,7 @@ class Runner:
         self._batch_axes: dict[str, tuple[int, ...]] = {}
 
     def reader(self, name: str, value_of: Read) -> Read:
-        """Return a way to the values that a node reads.
+        """Return a function that gives the values that a node reads.
 
         Args:
             name: The node's name in the first program.
@@ -193,7 +193,7 @@ class CapturedModel(StandIn):
         return self._running.batch_axes(node_name)
 
     def counts_data(self, node_name: str) -> bool:
-        """Whether an axis of a node's output has a length that the data decide, as the tokens of an expert."""
+        """Whether the data decide how long an axis of a node's output is, as with the tokens of an expert."""
         value = self._running.nodes[node_name].meta["val"]
         return any(map(depends_on_data, value.shape))
 

@@ -1,4 +1,4 @@
-"""Find the readers of a group's units: layers, seen as regressions; or sites where activations are observed."""
+"""Find the readers of a group's units: layers, as regressions; or sites where activations are observed."""
 
 from __future__ import annotations
 
