@@ -218,7 +218,7 @@ class Distance:
             )
         if by_scores and scores_of(self._pairs.first) is None:
             raise SettingError(
-                "polish: expected a single output, or one called logits, to take the divergence of, got "
+                "polish: expected one output, or one called logits, to take the divergence of, got "
                 "others. Set divergence=False."
             )
         self._points: dict[Pair, tuple[list[fx.Node], list[fx.Node], fx.Node | None]] = {}
