@@ -29,7 +29,7 @@ import secateur as sc
 from benchmarks.environment import environment
 from benchmarks.resnet20 import ResNet56, top1
 from benchmarks.results import table
-from secateur.cli.loading.known import LAYOUTS, Known
+from secateur.cli.loading.archives import LAYOUTS, Archive
 
 KEPT = 57.8 / 125
 """The share of the MACs in the published row."""
@@ -69,7 +69,7 @@ def load(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     Raises:
         CalibrationError: The files are not there, or damaged.
     """
-    known = Known.of("--data", f"{part}:{folder}")
+    known = Archive.of("--data", f"{part}:{folder}")
     assert known is not None
     pixels, labels = known.read()
     mean, std = (

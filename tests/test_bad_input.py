@@ -267,7 +267,11 @@ def test_losses_of_pytorch_take_no_model(loss: Any) -> None:
             sc.SettingError,
             "repair: expected None, 'auto' or names among .*polish, got 'magic'",
         ),
-        (lambda: prune(granularity="atom"), sc.SettingError, r"prune\(granularity='atom'\): expected 'unit'"),
+        (
+            lambda: prune(granularity="atom"),
+            sc.SettingError,
+            r"prune\(granularity='atom'\): expected one of 'unit'",
+        ),
         (lambda: prune(limits=8), sc.SettingError, "expected limits to be Limits or None, got 8"),
         (
             lambda: prune(allocator="uniform"),

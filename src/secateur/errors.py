@@ -1,6 +1,6 @@
 """The errors a user can meet, one tree under `SecateurError`, and the warnings.
 
-Each message is one string of the form ``where: expected ..., got .... Do ....``; each class also
+Each message is one string of the form ``where: expected ..., got .... What to do.``; each class also
 inherits the builtin that fits, so code that knows nothing of secateur still catches it.
 """
 

@@ -223,7 +223,7 @@ class Plan(Record):
         if found is None:
             raise PlanError(
                 "plan.curve: expected a plan that a rule just made, got one by hand or read from a file. "
-                "Do ask the rule: ToD().curve(graph, scores)."
+                "Ask the rule: ToD().curve(graph, scores)."
             )
         return found
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import papers
-from secateur.cli.loading.known import LAYOUTS
-from tests.cli.test_known import write_cifar10
+from secateur.cli.loading.archives import LAYOUTS
+from tests.cli.test_archives import write_cifar10
 
 
 class Tiny(nn.Module):

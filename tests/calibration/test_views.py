@@ -312,13 +312,13 @@ PICTURES = torch.zeros(4, 3, 8, 8)
 @pytest.mark.parametrize(
     ("batch", "why"),
     [
-        ({"input_ids": IDS}, "int64 .* give more of it"),
+        ({"input_ids": IDS}, "int64 .* use more samples"),
         ((torch.zeros(4, 8), torch.zeros(4)), r"expected maps .* got shape \[4, 8\]"),
         (((PICTURES, PICTURES), torch.zeros(4)), "expected one input, .* got 2 tensors"),
         ((torch.zeros(4, 8, 8, 3), None), "expected maps of at least 4 positions"),
-        ((PICTURES, torch.zeros(4, 8, 8)), "labels that hold for a whole sample"),
-        ((PICTURES, [{"boxes": torch.zeros(2, 4)}] * 4), "labels that hold for a whole sample"),
-        ((PICTURES, ["a cat"] * 4), "labels that hold for a whole sample"),
+        ((PICTURES, torch.zeros(4, 8, 8)), "labels of whole samples"),
+        ((PICTURES, [{"boxes": torch.zeros(2, 4)}] * 4), "labels of whole samples"),
+        ((PICTURES, ["a cat"] * 4), "labels of whole samples"),
     ],
 )
 def test_what_cannot_be_cropped_is_refused_at_once(batch: Any, why: str) -> None:
@@ -330,7 +330,7 @@ def test_what_cannot_be_cropped_is_refused_at_once(batch: Any, why: str) -> None
 def test_what_forward_makes_is_refused() -> None:
     with pytest.raises(CalibrationError, match="got one that forward makes"):
         Calibration.of([{"x": pictures()}], views=2, forward=lambda model, batch: model(batch["x"] / 255))
-    with pytest.raises(CalibrationError, match="labels that hold for a whole sample"):
+    with pytest.raises(CalibrationError, match="labels of whole samples"):
         Calibration.of(
             [{"x": pictures(), "mask": pictures() > 0}],
             views=2,
@@ -339,7 +339,9 @@ def test_what_forward_makes_is_refused() -> None:
 
 
 def test_own_views_must_keep_the_samples_and_be_numbers() -> None:
-    with pytest.raises(CalibrationError, match="expected 12 samples, as many as make got, got 11"):
+    with pytest.raises(
+        CalibrationError, match="expected make to return 12 samples, as many as it got, got 11"
+    ):
         Calibration.of([(pictures(),)], views=lambda x, k, generator: x[1:])
     with pytest.raises(CalibrationError, match="finite"):
         Calibration.of([(pictures(),)], views=Views(2, make=lambda x, k, generator: x / 0))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import secateur as sc
-from secateur.cli.loading.models import explained
+from secateur.cli.loading.models import library_errors
 from secateur.errors import SettingError
 from tests.cli.conftest import refused, run
 
@@ -77,7 +77,7 @@ def test_hints_fit_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     def said(error: Exception, library: str = "timm") -> str:
         with (
             pytest.raises(SettingError) as caught,
-            explained("here", "it", "Check the name.", library=library),
+            library_errors("here", "it", "Check the name.", library=library),
         ):
             raise error
         return str(caught.value)

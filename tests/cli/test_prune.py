@@ -102,7 +102,7 @@ def test_a_search_moves_budget_between_layers(folder: Path) -> None:
     said = refused(
         2, "plan", *BASE[1:5], "--scores", "s.safetensors", "--out", "plan.json", "--allocator", "search"
     )  # fmt: skip
-    assert "--allocator search: expected one rule, since this step tries none out" in said
+    assert "--allocator search: expected a single rule, because this step cannot compare rules" in said
 
 
 def test_single_weights_become_zero(folder: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_bug_ends_with_1_and_debug_shows_it(folder: Path, monkeypatch: pytest.
         ),
         (
             ("--macs", "0.5", "--allocator", "search", "--removal", "l1"),
-            "--removal: expected it with one rule",
+            "--removal: expected a single rule",
         ),
         (("--macs", "0.5", "--allocator", "auto", "--removal", "l1"), "got allocator auto"),
         (("--allocator", "search"), "search: expected a budget, got none"),

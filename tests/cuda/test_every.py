@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import secateur as sc
-from secateur.pipeline.asked import TARGETS
+from secateur.pipeline.options import TARGETS
 from secateur.repairs.methods import REPAIRS
 from tests.cuda.test_cuda import DEVICE, exact, there
 from tests.report.test_every import BUDGETS, DECIDED, NETWORKS, REFUSED, SCORED, SET, TOLERANCE, network

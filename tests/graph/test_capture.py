@@ -109,7 +109,7 @@ def test_a_key_that_no_capture_has_fixes_the_batch_and_is_named() -> None:
     found = captured(net, torch.randn(4, 6))
     assert found.static == 4
     assert found.why.startswith("test_capture.py:")
-    assert "key of a dictionary or a cached function" in found.why
+    assert "key of a dictionary or of a cached function" in found.why
 
 
 def test_a_first_pass_that_no_capture_can_hold_is_left_behind() -> None:
@@ -271,7 +271,7 @@ STOPS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "format": (lambda m, x: x if f"{x.mean().item():.2f}" else -x, "depends on the values"),
     "packed": (
         packed,
-        "packed by lengths.*Pass the lengths as a tensor of integers, or prune what stands before",
+        "packed by lengths.*Pass the lengths as a tensor of integers, or prune the parts before",
     ),
     "one hot": (lambda m, x: F.one_hot(x.argmax(1)), "depends on the values"),
     "its own error": (lambda m, x: x.reshape(5, 5), r"to run, got .*x.reshape\(5, 5\).*RuntimeError: shape"),

@@ -24,8 +24,8 @@ from torch import nn
 import secateur as sc
 from secateur.artefact.content import digest
 from secateur.cli.inputs import read_plan
+from secateur.cli.loading.archives import Archive
 from secateur.cli.loading.arrays import arrays
-from secateur.cli.loading.known import Known
 from secateur.config.read import read_run
 from secateur.integrations.shapes import read_shape, reshape, shape_state
 from secateur.signals import storage
@@ -279,13 +279,13 @@ READERS = {
             "cifar",
             "train",
             lambda f: (f / "train").write_bytes(pickle.dumps(PICTURES, protocol=2)),
-            lambda f: Known("--data", "cifar100", False, f).read(),
+            lambda f: Archive("--data", "cifar100", False, f).read(),
         ),
         Reader(
             "house numbers",
             "train_32x32.mat",
             lambda f: (f / "train_32x32.mat").write_bytes(_house_numbers()),
-            lambda f: Known("--data", "svhn", False, f).read(),
+            lambda f: Archive("--data", "svhn", False, f).read(),
         ),
         Reader(
             "index",

@@ -138,7 +138,7 @@ def test_what_is_no_number_a_sample_is_refused(metric: Any) -> None:
 
 def test_where_no_sample_counts_it_is_said() -> None:
     nothing = Gauge(DENSE, batches(), lambda model, raw: (torch.zeros(len(raw[0])), torch.zeros(len(raw[0]))))
-    with pytest.raises(CalibrationError, match="expected held-out samples that count, got none"):
+    with pytest.raises(CalibrationError, match="expected held-out samples with a label or count, got none"):
         nothing(OTHER, "accuracy_drop")
 
 

@@ -198,7 +198,7 @@ except sc.SecateurError as error:
     os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90)
-    expected = "expected the workers of the loader to go on, but one was killed"
+    expected = "expected the workers of the loader to keep running, but one was killed"
     # Torch may raise again while the error is printed: then it is in the traceback.
     said = done.stdout + done.stderr
     assert re.search(f"(refused|CalibrationError): .*: {expected}", said), said[-2000:]
@@ -225,7 +225,7 @@ def test_a_worker_that_is_killed_while_the_model_runs() -> None:
         return sc.score(sc.trace(net(), data()[0][0]), data(), ["taylor"], loss_fn=loss)
 
     for call in (score, lambda: prune(data(), loss_fn=loss)):
-        refused("data: expected the workers of the loader to go on, but one was killed", call)
+        refused("data: expected the workers of the loader to keep running, but one was killed", call)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch.compile itself

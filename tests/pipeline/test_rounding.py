@@ -9,7 +9,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.pipeline import rounding
-from secateur.pipeline.bounds.ceilings import Latency
+from secateur.pipeline.bounds.measured_bounds import Latency
 
 LIMITS = sc.Limits(round_to="measured")
 

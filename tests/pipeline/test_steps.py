@@ -101,7 +101,7 @@ def test_auto_chooses_the_rule_and_every_round_takes_it() -> None:
 
 def test_what_cannot_be() -> None:
     for wrong in ({"steps": 0}, {"steps": 2, "budget": None}, {"steps": 2, "granularity": "weight"}):
-        with pytest.raises(SettingError, match=r"number of rounds|steps=2.* with granularity 'weight'"):
+        with pytest.raises(SettingError, match=r"at least 1 round|steps=2.* with granularity 'weight'"):
             sc.prune(net(), data(), **{"budget": sc.Budget(macs=0.5), **wrong})  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match="budget of macs or params"):
+    with pytest.raises(SettingError, match="budget of macs"):
         sc.prune(net(), data(), sc.Budget(latency=0.5), "uniform", steps=2, progress=False)

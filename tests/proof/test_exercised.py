@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.proof.exercised import Exercise, spoiled_copy
+from secateur.proof.exercised import Exercise, perturbed_copy
 from tests.graph.tiny import Calls
 from tests.targets.units.plans import random_plan
 
@@ -178,10 +178,10 @@ def test_batch_norm_statistics_count() -> None:
 
 def test_spoiling_changes_every_entry_and_keeps_its_sign() -> None:
     x = torch.tensor([0.0, -2.0, 3.0])
-    y = spoiled_copy(x)
+    y = perturbed_copy(x)
     assert bool((y != x).all())
     assert bool((y[1:].sign() == x[1:].sign()).all())
-    assert spoiled_copy(torch.tensor([1, 2, 3])).tolist() == [3, 2, 1]
+    assert perturbed_copy(torch.tensor([1, 2, 3])).tolist() == [3, 2, 1]
     assert x.tolist() == [0.0, -2.0, 3.0]
 
 
@@ -194,15 +194,15 @@ def attends(m: Any, x: Tensor) -> Tensor:
 def test_what_gradients_show_at_one_size_is_not_spoiled_at_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """And sizes of one position, which show less, come last."""
     spoiled: list[Any] = []
-    monkeypatch.setattr(Exercise, "spoil", lambda self, small, *args, **_: spoiled.append(args))
+    monkeypatch.setattr(Exercise, "by_perturbation", lambda self, small, *args, **_: spoiled.append(args))
     looked: list[list[int]] = []
-    look = Exercise.look
+    look = Exercise.by_gradients
 
     def looking(self: Exercise, small: Any, args: Any, *rest: Any) -> None:
         looked.append(list(args[0].shape))
         look(self, small, args, *rest)
 
-    monkeypatch.setattr(Exercise, "look", looking)
+    monkeypatch.setattr(Exercise, "by_gradients", looking)
     torch.manual_seed(0)
     layers = {name: nn.Linear(6, 12, bias=False) for name in "qkv"}
     net = Calls(attends, **layers, out=nn.Linear(12, 2)).eval()

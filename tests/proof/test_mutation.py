@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.proof.exercised import spoiled_copy
+from secateur.proof.exercised import perturbed_copy
 from secateur.targets.units.tensors import removed_positions, tensor_called
 from tests.helpers.models import TOPOLOGIES
 from tests.helpers.traces import dense, traced
@@ -58,7 +58,7 @@ def survivors(
         broken = copy.deepcopy(small)
         target = tensor_called(broken, name)
         with torch.no_grad():
-            target.copy_(spoiled_copy(target, seed=1))
+            target.copy_(perturbed_copy(target, seed=1))
         try:
             sc.verify(model, broken, plan, inputs)
         except sc.VerificationError:

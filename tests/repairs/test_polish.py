@@ -179,10 +179,12 @@ def test_language_models_are_trained_and_judged_by_the_divergence_of_their_words
     read = Calibration.of(data, model=model)
     graph = sc.trace(model, data[0])
     small = sc.apply(model, random_plan(graph, 0.4), graph=graph)
-    assert Polish().settled(graph).divergence
-    assert not Polish(divergence=False).settled(graph).divergence
-    assert not Polish().settled(small_of("cnn")[1]).divergence  # pictures
-    assert not Polish().settled(small_of("transformer")[1]).divergence  # ids, and an output without a name
+    assert Polish().with_defaults(graph).divergence
+    assert not Polish(divergence=False).with_defaults(graph).divergence
+    assert not Polish().with_defaults(small_of("cnn")[1]).divergence  # pictures
+    assert (
+        not Polish().with_defaults(small_of("transformer")[1]).divergence
+    )  # ids, and an output without a name
     found = sc.repair(small, model, data, ["reconstruct", Polish(passes=10)], graph=graph, progress=False)
     tried = sc.record_of(found).repairs
     assert [t["measure"] for t in tried] == ["divergence from dense"] * 2

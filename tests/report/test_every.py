@@ -14,7 +14,7 @@ import secateur as sc
 from secateur.allocators.registry import RULES
 from secateur.common.formatting import plain
 from secateur.errors import SettingError
-from secateur.pipeline.asked import TARGETS
+from secateur.pipeline.options import TARGETS
 from secateur.repairs.methods import REPAIRS
 from secateur.report.html import render
 from secateur.report.markdown import escape

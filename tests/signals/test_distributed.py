@@ -15,7 +15,7 @@ import torch.distributed as dist
 from secateur.errors import SettingError
 from secateur.plan import Plan
 from secateur.signals import Scores, score
-from secateur.signals.presence import VARIABLE, patience
+from secateur.signals.liveness import VARIABLE, patience
 from tests.signals.processes import in_processes
 from tests.signals.shared import ALL, LIGHT, TWO, abandoned, cases, failing, plain, pruned, refitted
 

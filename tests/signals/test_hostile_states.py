@@ -65,7 +65,7 @@ def test_states_of_another_shape(name: str, tmp_path: Path) -> None:
                 continue
             changed, text = tensors | {key: other}, json.dumps(content)
             save_file(changed, file, metadata={"secateur": text, "sha256": storage._digest(text, changed)})
-            with pytest.raises(sc.SecateurError, match=r"checkpoint .*expected what these signals"):
+            with pytest.raises(sc.SecateurError, match=r"checkpoint .*expected the states of these signals"):
                 sc.score(GRAPH, DATA, name, **options)
             tried += 1
     file.write_bytes(whole)

@@ -14,7 +14,7 @@ import secateur as sc
 from secateur.calibration import Calibration
 from secateur.errors import ArtefactError
 from secateur.signals.identity import of_data
-from secateur.signals.journal import RUN, Journal, current, discard, keeping, plan_digest
+from secateur.signals.journal import RUN, Journal, current_journal, discard, journal_in, plan_digest
 
 
 def about(**other: str) -> dict[str, str]:
@@ -27,8 +27,8 @@ def both(notes: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 def test_a_step_is_found_again_by_what_it_depends_on(tmp_path: Path) -> None:
     for _ in range(2):
-        with keeping(tmp_path / "run", about):
-            journal: Any = current()
+        with journal_in(tmp_path / "run", about):
+            journal: Any = current_journal()
             step = journal.step("refit", "a", "b")
             if step.load(both) is None:
                 step.save([1.5, float("nan"), None], {"w": torch.tensor([1.0, -0.0], dtype=torch.bfloat16)})
@@ -39,12 +39,12 @@ def test_a_step_is_found_again_by_what_it_depends_on(tmp_path: Path) -> None:
             assert bool(tensors["w"][1].signbit())
             for other in (("refit", "ab", ""), ("refit", "a"), ("judged", "a", "b")):
                 assert journal.step(*other).load(both) is None
-        assert current() is None
+        assert current_journal() is None
 
 
 def test_steps_inside_another_go_when_it_is_saved(tmp_path: Path) -> None:
-    with keeping(tmp_path, about):
-        journal: Any = current()
+    with journal_in(tmp_path, about):
+        journal: Any = current_journal()
         outer, beside = journal.step("repair", "x"), journal.step("refit", "beside")
         beside.save(1)
         with outer.inside():
@@ -55,24 +55,24 @@ def test_steps_inside_another_go_when_it_is_saved(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    with keeping(tmp_path / "run", about):
+    with journal_in(tmp_path / "run", about):
         pass
     with pytest.raises(ArtefactError, match="expected one of this run, with seed 1, got 0") as refused:
-        with keeping(tmp_path / "run", lambda: about(seed="1")):
+        with journal_in(tmp_path / "run", lambda: about(seed="1")):
             pass
     assert "delete this one" in str(refused.value)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ArtefactError, match=r"got 'notes.txt' in it"):
-        with keeping(tmp_path, about):
+        with journal_in(tmp_path, about):
             pass
     with pytest.raises(ArtefactError, match=r"a file where a folder should be|something else that is there"):
-        with keeping(tmp_path / "notes.txt", about):
+        with journal_in(tmp_path / "notes.txt", about):
             pass
 
 
 def test_a_step_of_another_name_or_damaged_is_refused(tmp_path: Path) -> None:
-    with keeping(tmp_path, about):
-        journal: Any = current()
+    with journal_in(tmp_path, about):
+        journal: Any = current_journal()
         one, other = journal.step("refit", "one"), journal.step("refit", "other")
         one.save(1)
         one.path.rename(other.path)
@@ -86,8 +86,8 @@ def test_a_step_of_another_name_or_damaged_is_refused(tmp_path: Path) -> None:
 
 
 def test_only_what_the_run_wrote_is_deleted(tmp_path: Path) -> None:
-    with keeping(tmp_path / "run", about):
-        journal: Any = current()
+    with journal_in(tmp_path / "run", about):
+        journal: Any = current_journal()
         journal.step("refit", "one").save(1)
         (tmp_path / "run" / f"scoring-{'0' * 40}.1of2").touch()
     (tmp_path / "run" / "mine.txt").touch()
@@ -95,7 +95,7 @@ def test_only_what_the_run_wrote_is_deleted(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
     discard(tmp_path / "run")  # no run any more: nothing is touched
     assert (tmp_path / "run" / "mine.txt").exists()
-    with keeping(tmp_path / "other", about):
+    with journal_in(tmp_path / "other", about):
         pass
     discard(tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -124,6 +124,6 @@ def test_masks_with_equal_counts_are_different_plans() -> None:
 
 
 def test_no_folder_keeps_nothing() -> None:
-    with keeping(None, about):
-        assert current() is None
+    with journal_in(None, about):
+        assert current_journal() is None
     assert Journal(Path("nowhere")).open == []

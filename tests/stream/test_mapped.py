@@ -300,7 +300,7 @@ def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch, pair: Any) -> None
     graph = sc.trace(there, data[0])
     plan = sc.Uniform(ratio=0.5).allocate(graph, sc.score(graph, None, "magnitude"))
     monkeypatch.setattr(mapped.os, "posix_fallocate", full)
-    with pytest.raises(ArtefactError, match=r"room for a temporary file .*No space left .*TMPDIR"):
+    with pytest.raises(ArtefactError, match=r"space for a temporary file .*No space left .*TMPDIR"):
         sc.apply(there, plan, graph=graph)
 
 

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 import secateur as sc
-from secateur.pipeline.asked import TARGETS
+from secateur.pipeline.options import TARGETS
 from secateur.targets.granularity import UNITS
 
 OPTIONS: dict[str, Any] = {

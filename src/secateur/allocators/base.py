@@ -7,6 +7,7 @@ the plan.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,12 +24,11 @@ from secateur.allocators.description import Certificate, Description, listed
 from secateur.allocators.limits import DEFAULTS, Limits
 from secateur.allocators.signals import ScoreTable, table
 from secateur.allocators.step_function import StepFunction
-from secateur.allocators.written import rounded, rounded_up
 from secateur.common.seeds import seed_of
 from secateur.errors import BudgetError, SettingError
 from secateur.plan import Plan
 from secateur.signals.scores import Scores
-from secateur.signals.units.combination import Asked
+from secateur.signals.units.combination import SignalLike
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from secateur.targets.experts.graph import ExpertGraph
     from secateur.targets.weights.plan import MaskPlan
     from secateur.targets.weights.weights import Weights
+
+# Threads and processes add numbers up in different orders, which changes the last digits. A plan keeps only
+# the digits that do not depend on this, so its file is the same byte for byte on every run. Only a number
+# that lies just between two roundings can differ.
+DIGITS, KNOB_DIGITS = 4, 6
+"""Significant digits of certificates, and of a knob that a budget solved for."""
 
 
 class Allocator(ABC):
@@ -65,7 +71,7 @@ class Allocator(ABC):
 
     @property
     @abstractmethod
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The signals whose scores the allocator needs: names, instances or combinations."""
 
     @abstractmethod
@@ -197,7 +203,7 @@ class Allocator(ABC):
         decision = rule.decide(graph, values, budget, limits)
         header: dict[str, Any] = {
             "allocator": rule.name,
-            "settings": rule.settings(_written(decision)) | {"limits": limits.as_settings()},
+            "settings": rule.settings(_written_knob(decision)) | {"limits": limits.as_settings()},
             "seed": seed_of(seed),
             "budget": None if budget is None else budget.as_settings(),
             "certificates": rounded(rule.certificates(graph, values, limits, decision)),
@@ -262,12 +268,6 @@ class Allocator(ABC):
         }
 
 
-def _written(decision: Decision) -> float | None:
-    """The value of the knob: the user's own as it is, a solved one rounded."""
-    solved = decision.knob is not None and decision.budget is not None
-    return rounded_up(float(decision.knob)) if solved else decision.knob  # type: ignore[arg-type]
-
-
 def _checked(limits: Limits | None, graph: Graph) -> Limits:
     if limits is None:
         return DEFAULTS.get(graph.granularity, Limits())
@@ -280,3 +280,37 @@ def _checked(limits: Limits | None, graph: Graph) -> Limits:
         return limits
     model = getattr(graph, "model", None)  # graphs of experts hold the model, other graphs hold its tensors
     return limits.named(graph.program.state_dict if model is None else dict(model.named_parameters()))
+
+
+def _written_knob(decision: Decision) -> float | None:
+    """The knob as the plan writes it: the user's own as it is, a solved one rounded up."""
+    solved = decision.knob is not None and decision.budget is not None
+    return rounded_up(float(decision.knob)) if solved else decision.knob  # type: ignore[arg-type]
+
+
+def rounded(value: Any) -> Any:
+    """The certificates, each number rounded to `DIGITS` digits. No order between two numbers is reversed.
+
+    Example:
+        >>> rounded({"sum": 0.123456, "kept": 123456, "groups": [1e-9 / 3, None]})
+        {'sum': 0.1235, 'kept': 123456, 'groups': [3.333e-10, None]}
+    """
+    if isinstance(value, Mapping):
+        return {name: rounded(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(entry) for entry in value]
+    return float(f"{value:.{DIGITS - 1}e}") if isinstance(value, float) and math.isfinite(value) else value
+
+
+def rounded_up(knob: float) -> float:
+    """The knob, rounded up to `KNOB_DIGITS` digits, so that it removes no less than before.
+
+    Example:
+        >>> rounded_up(0.25), rounded_up(0.1), rounded_up(1 / 3), rounded_up(-1 / 3)
+        (0.25, 0.1, 0.333334, -0.333333)
+    """
+    near = float(f"{knob:.{KNOB_DIGITS - 1}e}")
+    if near >= knob or math.isclose(near, knob, rel_tol=1e-12) or not math.isfinite(knob):
+        return near
+    step = 10.0 ** (math.floor(math.log10(abs(knob))) - KNOB_DIGITS + 1)
+    return float(f"{near + step:.{KNOB_DIGITS - 1}e}")

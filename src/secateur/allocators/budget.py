@@ -42,7 +42,7 @@ class Budget:
     `latency` and `memory` are measured, and `accuracy_drop`, `loss_rise` and `perplexity_rise` are decided on
     held-out data. Only `secateur.prune` meets these: it prunes by several plans from one scoring and looks.
     With a bound on cost it returns the largest model that is within. With one of the last three it returns
-    the cheapest model of which the held-out data show, with `confidence`, that it is within. See the guide
+    the cheapest model for which held-out data confirm, with `confidence`, that it is within. See the guide
     to budgets.
 
     An allocator's knob often removes several units in one step, so it can stop well below the budget. With
@@ -104,7 +104,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, value in self._asked().items():
+        for name, value in self._counted_bounds().items():
             object.__setattr__(self, name, _amount(name, value))
         for name in self.measured:
             object.__setattr__(self, name, _measured(name, getattr(self, name)))
@@ -117,7 +117,7 @@ class Budget:
             raise BudgetError(
                 f"budget: expected spend to be True or False, got {self.spend!r}. Write spend=False."
             )
-        if not self._asked() and not self.measured:
+        if not self._counted_bounds() and not self.measured:
             raise BudgetError(
                 "budget: expected macs or params, got neither, nor another bound. "
                 "Write Budget(macs=0.5) or Budget(accuracy_drop=0.01), for example."
@@ -153,7 +153,7 @@ class Budget:
         """The given bounds by name, as they are stored in a plan, and what says how they are measured."""
         named = {name: getattr(self, name) for name in self.measured}
         further = {n: getattr(self, n) for n, value in CONDITIONS.items() if getattr(self, n) != value}
-        return {**self._asked(), **named, **further, **({} if self.spend else {"spend": False})}
+        return {**self._counted_bounds(), **named, **further, **({} if self.spend else {"spend": False})}
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ class Budget:
 
     def counted(self, **bounds: float | int) -> Budget:
         """The bounds that allocators meet by counting, with others in place of some of them."""
-        return Budget(**{**self._asked(), **bounds}, spend=self.spend)  # type: ignore[arg-type]
+        return Budget(**{**self._counted_bounds(), **bounds}, spend=self.spend)  # type: ignore[arg-type]
 
     @property
     def weighs(self) -> Literal["macs", "params"]:
@@ -186,9 +186,9 @@ class Budget:
                 f"budget: expected a bound that can be counted, got {name}. Use secateur.prune, which "
                 "measures it."
             )
-        return {_COST[name]: _most(name, value, dense) for name, value in self._asked().items()}
+        return {_COST[name]: _most(name, value, dense) for name, value in self._counted_bounds().items()}
 
-    def _asked(self) -> dict[str, float | int]:
+    def _counted_bounds(self) -> dict[str, float | int]:
         """The counted bounds that are not None, by name."""
         named = {name: getattr(self, name) for name in _COST}
         return {name: value for name, value in named.items() if value is not None}
@@ -236,7 +236,7 @@ def _unreachable(budget: Budget, least: Cost, dense: Cost) -> UnreachableBudgetE
     advice: list[str] = []
     smallest: list[float] = []
     targets = budget.targets(dense)
-    for name, asked in budget.as_settings().items():
+    for name, bound in budget.as_settings().items():
         if name not in _COST or getattr(least, _COST[name]) <= targets[_COST[name]]:
             continue
         reached, whole, target = (
@@ -253,21 +253,21 @@ def _unreachable(budget: Budget, least: Cost, dense: Cost) -> UnreachableBudgetE
             smallest.append((whole - reached) / whole)
             advice.append(f"sparsity={math.floor(smallest[-1] * 1e4) / 1e4:g}")
             continue
-        fraction = not isinstance(asked, int)
+        fraction = not isinstance(bound, int)
         smallest.append(reached / whole if fraction else reached)
         # Round up: the cost that the message suggests must be reachable.
         figure = f"{math.ceil(reached / whole * 1e4) / 1e4:g}" if fraction else str(reached)
         advice.append(f"{name}={figure}")
-    bound = "at least" if budget.sparsity is None else "at most"
+    direction = "at least" if budget.sparsity is None else "at most"
     return UnreachableBudgetError(
-        f"budget: {'; '.join(complaints)}. Ask for {bound} {', '.join(advice)}, or loosen the limits "
+        f"budget: {'; '.join(complaints)}. Ask for {direction} {', '.join(advice)}, or loosen the limits "
         "(max_ratio, min_keep, round_to, ignore).",
         smallest=smallest[0],
     )
 
 
 def _measured(name: str, value: object) -> float | int | str:
-    """A measured bound as it is kept."""
+    """Convert a measured bound to the value that a budget keeps."""
     if name == "latency":
         return latency_of(value)
     if name == "memory":

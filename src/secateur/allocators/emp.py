@@ -25,7 +25,7 @@ from secateur.allocators.step_function import StepFunction, split, step_function
 from secateur.common.formatting import share
 from secateur.errors import SettingError
 from secateur.graph.groups import Group, WeightGroup
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -118,7 +118,7 @@ class EMP(Allocator):
 
     beta: float = 1.0
     scope: Scope = "layer"
-    removal: Asked = "magnitude"
+    removal: SignalLike = "magnitude"
     name: ClassVar[str] = "emp"
     solved: ClassVar[str] = "beta"
     knob_name: ClassVar[str] = "−β"
@@ -132,7 +132,7 @@ class EMP(Allocator):
             )
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The removal signal."""
         return (self.removal,)
 

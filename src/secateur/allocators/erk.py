@@ -20,7 +20,7 @@ from secateur.allocators.signals import ScoreTable, vector
 from secateur.allocators.step_function import StepFunction
 from secateur.errors import SettingError
 from secateur.graph.groups import Group, WeightGroup
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -73,7 +73,7 @@ class ERK(Allocator):
     """
 
     cap: float = 1.0
-    removal: Asked = "magnitude"
+    removal: SignalLike = "magnitude"
     name: ClassVar[str] = "erk"
     solved: ClassVar[str] = "epsilon"
     knob_name: ClassVar[str] = "−ε"
@@ -85,7 +85,7 @@ class ERK(Allocator):
             raise SettingError("ERK: expected cap in (0, 1], got 0. Write cap=1.0.")
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The removal signal."""
         return (self.removal,)
 

@@ -19,7 +19,7 @@ from secateur.allocators.ranking import ascending, ranks
 from secateur.allocators.signals import ScoreTable, vector
 from secateur.allocators.step_function import StepFunction, split, step_function
 from secateur.errors import ScoreError, SettingError
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -133,7 +133,7 @@ class Global(Allocator):
 
     ratio: float | None = None
     normalise: str = "mean"
-    removal: Asked = "magnitude"
+    removal: SignalLike = "magnitude"
     name: ClassVar[str] = "global"
     solved: ClassVar[str] = "ratio"
 
@@ -148,7 +148,7 @@ class Global(Allocator):
             )
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The removal signal."""
         return (self.removal,)
 

@@ -20,7 +20,7 @@ from secateur.allocators.limits import Limits
 from secateur.allocators.signals import ScoreTable, vector
 from secateur.allocators.step_function import StepFunction
 from secateur.errors import SettingError
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -68,7 +68,7 @@ class OWL(Allocator):
 
     above: float = 5.0
     width: float = 0.08
-    removal: Asked = "magnitude"
+    removal: SignalLike = "magnitude"
     name: ClassVar[str] = "owl"
     solved: ClassVar[str] = "density"
     knob_name: ClassVar[str] = "−density"
@@ -82,7 +82,7 @@ class OWL(Allocator):
             )
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The removal signal."""
         return (self.removal,)
 

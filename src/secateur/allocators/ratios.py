@@ -21,7 +21,7 @@ from secateur.allocators.step_function import StepFunction
 from secateur.common.formatting import share
 from secateur.errors import SettingError
 from secateur.graph.groups import Group
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -57,7 +57,7 @@ class Ratios(Allocator):
     """
 
     ratios: Mapping[str, float] = field(default_factory=dict)
-    removal: Asked = "magnitude"
+    removal: SignalLike = "magnitude"
     name: ClassVar[str] = "ratios"
     solved: ClassVar[str] = "factor"
 
@@ -72,7 +72,7 @@ class Ratios(Allocator):
         object.__setattr__(self, "ratios", checked)
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The removal signal."""
         return (self.removal,)
 

@@ -23,7 +23,7 @@ from secateur.allocators.tod import ToD
 from secateur.allocators.uniform import Uniform
 from secateur.errors import SettingError
 from secateur.signals.scores import Scores
-from secateur.signals.units.combination import Asked
+from secateur.signals.units.combination import SignalLike
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -35,7 +35,7 @@ class Allocates(Protocol):
     """The interface of an allocator. `Allocator` has it, and a user's own class can have it too."""
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The signals whose scores the allocator needs."""
 
     def allocate(

@@ -24,7 +24,7 @@ from secateur.allocators.signals import ScoreTable, vector
 from secateur.allocators.step_function import StepFunction
 from secateur.common.formatting import share
 from secateur.errors import SettingError
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -82,7 +82,7 @@ class RepairAware(Allocator):
     """
 
     error: float | None = None
-    removal: Asked = "reconstruction"
+    removal: SignalLike = "reconstruction"
     per: Per | None = None
     factors: Mapping[str, float] = field(default_factory=dict)
     parts: int = 0
@@ -112,7 +112,7 @@ class RepairAware(Allocator):
         object.__setattr__(self, "factors", MappingProxyType(factors))
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The removal signal."""
         return (self.removal,)
 

@@ -28,7 +28,7 @@ from secateur.allocators.step_function import StepFunction
 from secateur.common.formatting import share
 from secateur.errors import SettingError
 from secateur.graph.groups import Group, WeightGroup
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -93,7 +93,7 @@ class Repairability(Allocator):
     """
 
     curves: Mapping[str, Distortion] | None = None
-    removal: Asked = "magnitude"
+    removal: SignalLike = "magnitude"
     dense: tuple[str, ...] = ()
     along: tuple[str, ...] = ()
     per: Per | None = None
@@ -109,7 +109,7 @@ class Repairability(Allocator):
             )
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The removal signal."""
         return (self.removal,)
 

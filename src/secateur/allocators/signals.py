@@ -12,7 +12,7 @@ from secateur.allocators.naming import shorten
 from secateur.errors import ScoreError
 from secateur.graph.groups import Group
 from secateur.signals.scores import Scores
-from secateur.signals.units.combination import Asked, name_of, with_combinations
+from secateur.signals.units.combination import SignalLike, name_of, with_combinations
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -21,20 +21,20 @@ ScoreTable: TypeAlias = Mapping[str, Mapping[str, NDArray[np.float64]]]
 """Signal name -> group name -> one value for each unit [group.size]. Higher is worth more."""
 
 
-def table(scores: Scores | ScoreTable, graph: Graph, asked: Iterable[Asked] = ()) -> ScoreTable:
+def table(scores: Scores | ScoreTable, graph: Graph, signals: Iterable[SignalLike] = ()) -> ScoreTable:
     """Return scores as a plain mapping.
 
     Args:
         scores: The result of `sc.score`, or such a mapping made by the user.
         graph: The model that the scores must belong to.
-        asked: Signals that are needed. Combinations that are missing are computed from their parts.
+        signals: Signals that are needed. Combinations that are missing are computed from their parts.
 
     Raises:
         ScoreError: The scores are of another model, or of another type.
     """
     if isinstance(scores, Scores):
         scores.check(graph)
-        return with_combinations(scores, (a for a in asked if name_of(a) not in scores)).values
+        return with_combinations(scores, (s for s in signals if name_of(s) not in scores)).values
     if isinstance(scores, Mapping):
         return scores
     raise ScoreError(
@@ -43,14 +43,14 @@ def table(scores: Scores | ScoreTable, graph: Graph, asked: Iterable[Asked] = ()
     )
 
 
-def vector(scores: ScoreTable, asked: Asked, group: Group) -> NDArray[np.float64]:
+def vector(scores: ScoreTable, signal_like: SignalLike, group: Group) -> NDArray[np.float64]:
     """Return one signal's scores of one group, checked. float64 [group.size]
 
     Raises:
         ScoreError: The signal or the group has no scores, or the scores are not one finite number for each
             unit.
     """
-    signal = name_of(asked)
+    signal = name_of(signal_like)
     if signal not in scores:
         raise ScoreError(
             f"allocate: expected scores of signal {signal!r}, got only {shorten(scores)}. "

@@ -30,7 +30,7 @@ from secateur.allocators.uniform import Uniform
 from secateur.common.formatting import share
 from secateur.common.formatting import shorten as joined
 from secateur.errors import ConstantScoresWarning, ScoreError
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -127,8 +127,8 @@ class ToD(Allocator):
     """
 
     tolerance: float = 0.1
-    removal: Asked = "wasserstein"
-    protection: Asked = "taylor"
+    removal: SignalLike = "wasserstein"
+    protection: SignalLike = "taylor"
     name: ClassVar[str] = "tod"
     solved: ClassVar[str] = "tolerance"
     on_weights: ClassVar[bool] = False
@@ -138,7 +138,7 @@ class ToD(Allocator):
         object.__setattr__(self, "tolerance", fraction("ToD", "tolerance", self.tolerance, one=True))
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The removal signal and the protection signal."""
         same = name_of(self.removal) == name_of(self.protection)
         return (self.removal,) if same else (self.removal, self.protection)

@@ -16,7 +16,7 @@ from secateur.allocators.ranking import ascending
 from secateur.allocators.signals import ScoreTable, vector
 from secateur.allocators.step_function import StepFunction
 from secateur.errors import SettingError
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -51,7 +51,7 @@ class Uniform(Allocator):
     """
 
     ratio: float | None = None
-    removal: Asked = "magnitude"
+    removal: SignalLike = "magnitude"
     name: ClassVar[str] = "uniform"
     solved: ClassVar[str] = "ratio"
 
@@ -61,7 +61,7 @@ class Uniform(Allocator):
             object.__setattr__(self, "ratio", fraction("Uniform", "ratio", self.ratio))
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The removal signal."""
         return (self.removal,)
 

@@ -23,7 +23,7 @@ from secateur.repairs.regression.layers import Site
 from secateur.repairs.regression.readers import LayerCalls, unit_of
 from secateur.signals.program import CapturedModel
 from secateur.signals.scores import Scores
-from secateur.signals.units.combination import Asked
+from secateur.signals.units.combination import SignalLike
 from secateur.stream.calls import Call
 
 
@@ -59,7 +59,7 @@ def unit_distortions(
     graph: Graph,
     calibration: Any,
     scores: Scores | ScoreTable,
-    signal: Asked,
+    signal: SignalLike,
     *,
     grid: Sequence[float] = GRID,
     progress: bool = True,

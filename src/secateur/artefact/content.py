@@ -37,7 +37,7 @@ class Flag(BaseModel):
 
 
 class Content(BaseModel):
-    """What ``secateur.json`` holds."""
+    """The content of ``secateur.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -63,7 +63,7 @@ class Content(BaseModel):
 
 @contextmanager
 def opened_artefact(folder: Path) -> Iterator[tuple[Content, TensorFile]]:
-    """The record and the tensors that it names. Where a save replaces both meanwhile, either pair is found.
+    """Open the record and the tensors that it names. If a save replaces both meanwhile, either pair is found.
 
     Raises:
         ArtefactError: A file is missing, damaged, altered, foreign or newer.
@@ -87,7 +87,8 @@ def opened_artefact(folder: Path) -> Iterator[tuple[Content, TensorFile]]:
         if not _replaced(folder, written, seen):
             if seen is None:
                 raise ArtefactError(
-                    f"load({folder}): expected a folder with {TENSORS} and {RECORD}, got no {TENSORS}."
+                    f"load({folder}): expected a folder with {TENSORS} and {RECORD}, got no {TENSORS}. Check "
+                    "the path."
                 )
             raise _damaged(
                 folder,
@@ -98,16 +99,16 @@ def opened_artefact(folder: Path) -> Iterator[tuple[Content, TensorFile]]:
 
 
 def _named(file: BinaryIO, folder: Path, content: Content) -> TensorFile | None:
-    """The tensors in a file, if they are those that the record names."""
+    """Return the tensors in a file if they are those that the record names; else None."""
     try:
         found = TensorFile(file, f"load({folder}): {TENSORS}", ArtefactError)
-    except ArtefactError:  # which costs less to find out than the checksum
+    except ArtefactError:  # this check is cheaper than the checksum
         return None
     return found if checksum(file) == content.tensors_sha256 else None
 
 
 def _replaced(folder: Path, record: bytes, tensors: os.stat_result | None) -> bool:
-    """Whether there are other files now than those that were read."""
+    """Whether the files have been replaced since they were read."""
     try:
         now = os.stat(folder / TENSORS)
     except OSError:
@@ -158,5 +159,5 @@ def _checked(folder: Path, written: bytes) -> Content:
 
 
 def digest(content: dict[str, Any]) -> str:
-    """The checksum of a record without its own."""
+    """Return the checksum of a record without its own checksum."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The same change to the weights of a dense and of a pruned model."""
+"""Add the same random numbers to the weights of a dense and of a pruned model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from secateur.targets.units.tensors import cut, removed_positions, tensor_called
 def with_other_weights(
     model: nn.Module, small: nn.Module, plan: Plan, size: float, seed: int = 0
 ) -> tuple[nn.Module, nn.Module]:
-    """Copies in float64, with the same random numbers added to the parameters of both.
+    """Return copies in float64, with the same random numbers added to the parameters of both.
 
-    A factor of zero hides all that is behind it: the last norm of a residual block that starts as the
-    identity, say. Pruned and masked are equal for any weights, so they are for these, which hide nothing.
+    A factor of zero hides everything before it, for example the last norm of a residual block that starts as
+    the identity. A correctly pruned model equals the masked one for any weights, also for these, which hide
+    nothing.
 
     Args:
         model: The dense model.
-        small: The pruned model. It gets the same numbers, cut as the plan says: what is wrong stays wrong.
-        plan: The plan in between.
-        size: Of the numbers, relative to the parameter's own entries.
-        seed: Of the numbers.
+        small: The pruned model. It gets the same numbers without the removed positions, so errors in it stay.
+        plan: The plan that was applied.
+        size: Size of the numbers, relative to the entries of the parameter.
+        seed: Seed of the numbers.
     """
     dense, pruned = double_copy(model), double_copy(small)
     generator = torch.Generator().manual_seed(seed)
@@ -37,12 +38,12 @@ def with_other_weights(
         )
         try:
             theirs = tensor_called(pruned, name)
-        except ApplyError:  # folded into another tensor, or gone as a whole
+        except ApplyError:  # folded into another tensor, or removed whole
             continue
         gone = removed.get(name, {})
         if theirs.shape == parameter.shape:
             share = noise.clone()
-            for axis, positions in gone.items():  # what the masked form holds there is zero
+            for axis, positions in gone.items():  # the masked form has zeros there
                 share.index_fill_(axis, torch.as_tensor(np.asarray(positions)), 0.0)
         else:
             share = cut(noise, gone)
@@ -56,7 +57,7 @@ def with_other_weights(
 
 
 def _size(parameter: torch.Tensor) -> float:
-    """The entries' own size; where all are zero, of the size that layers start with."""
+    """Return the root mean square of the entries; if all are zero, the usual size of initial weights."""
     if not parameter.numel():
         return 0.0
     own = float(parameter.detach().abs().square().mean().sqrt())

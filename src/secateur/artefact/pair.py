@@ -18,18 +18,18 @@ from pathlib import Path
 
 from secateur.artefact.writing import (
     check_replaceable,
-    explained,
     flush,
     locked,
+    os_errors_as,
     private_folder,
+    signals_delayed,
     sync,
-    undisturbed,
 )
 from secateur.common.reading import read_bytes
 from secateur.errors import ArtefactError, SecateurError
 
 TENSORS, RECORD = "model.safetensors", "secateur.json"
-"""What the two files are called."""
+"""Names of the two files."""
 
 LARGEST_RECORD = 1 << 28
 """The most bytes of a record. It holds a plan."""
@@ -38,22 +38,22 @@ _HIDDEN = re.compile(r"\.model-([0-9a-f]{64})\.safetensors")
 
 
 def hidden_name(checksum: str) -> str:
-    """The name that tensors have between two renames of a save."""
+    """Return the name of the tensors' file between two renames of a save."""
     return f".model-{checksum}.safetensors"
 
 
 @contextmanager
 def folder_in_place(out: Path, error: type[SecateurError] = ArtefactError) -> Iterator[Path]:
-    """Give a temporary folder. If the block succeeds, its files move to `out` together.
+    """Give a temporary folder. If the block succeeds, all its files move to `out`.
 
     If `out` does not exist, it appears by one rename. If it exists, files of the same names are replaced and
-    all others are not touched. Ctrl-C then waits until all files are replaced, and a failure puts the old
-    files back. If the process is killed, the two files of the model are both the old or both the new ones.
+    all others are not changed. Ctrl-C waits until all files are replaced, and a failure restores the old
+    files. If the process is killed, the two files of the model are both the old or both the new ones.
 
     Raises:
         SecateurError: Nothing can be written there.
     """
-    with explained(out, error):
+    with os_errors_as(out, error):
         there = os.path.isdir(out)
         parent = out if there else out.parent
         if not there and os.path.lexists(out):
@@ -64,7 +64,7 @@ def folder_in_place(out: Path, error: type[SecateurError] = ArtefactError) -> It
             written.mkdir()
             yield written
             flush(written)
-            with locked(parent), undisturbed():
+            with locked(parent), signals_delayed():
                 if there or os.path.isdir(out):
                     _merge(written, out, private / "old")
                 else:
@@ -72,11 +72,11 @@ def folder_in_place(out: Path, error: type[SecateurError] = ArtefactError) -> It
 
 
 def _merge(new: Path, out: Path, old: Path) -> None:
-    """Put every file of `new` into `out`; if one fails, all are as they were."""
+    """Move every file of `new` into `out`. If one fails, restore all old files from `old`."""
     names = sorted(path.name for path in new.iterdir())
     for name in names:
         check_replaceable(out / name, f"the file {name}")
-    settle(out)
+    finish_save(out)
     old.mkdir()
     for name in names:
         if os.path.lexists(out / name):
@@ -94,11 +94,11 @@ def _merge(new: Path, out: Path, old: Path) -> None:
         _move(old, sorted(path.name for path in old.iterdir()), out)
         raise
     finally:
-        settle(out)
+        finish_save(out)
 
 
 def _move(source: Path, names: list[str], out: Path) -> None:
-    """Move files in the order that leaves a whole artefact wherever it ends."""
+    """Move files in such an order that there is always a complete artefact, even if it is interrupted."""
     paired = {RECORD, TENSORS} <= set(names)
     hidden = out / hidden_name((_checksum(source / RECORD) or "") if paired else "")
     if paired:
@@ -112,8 +112,8 @@ def _move(source: Path, names: list[str], out: Path) -> None:
             os.replace(source / name, out / name)
 
 
-def settle(folder: Path) -> None:
-    """Finish what a killed save began: the record's tensors get their usual name, others go."""
+def finish_save(folder: Path) -> None:
+    """Finish a save that was killed: give the record's tensors their usual name, and delete others."""
     hidden = [entry.name for entry in os.scandir(folder) if _HIDDEN.fullmatch(entry.name)]
     if not hidden:
         return
@@ -126,14 +126,14 @@ def settle(folder: Path) -> None:
 
 
 def _rename(path: Path, other: Path) -> None:
-    """Rename a file. The system does nothing if both names are of one file already."""
+    """Rename a file, also if both names belong to the same file: the system does nothing then."""
     os.replace(path, other)
     if os.path.lexists(path):
         os.unlink(path)
 
 
 def _checksum(record: Path) -> str | None:
-    """The checksum of the tensors that a record names; None if it names none."""
+    """Return the checksum of the tensors that a record names; None if it has none."""
     try:
         found = json.loads(read_bytes(record, LARGEST_RECORD, "record", ArtefactError))["tensors_sha256"]
     except (SecateurError, ValueError, LookupError, TypeError, RecursionError):
@@ -142,7 +142,7 @@ def _checksum(record: Path) -> str | None:
 
 
 def _link(path: Path, other: Path) -> None:
-    """A second name for a file, or a copy where the file system has no such thing."""
+    """Make a hard link to a file; a copy, if the file system has no links."""
     try:
         os.link(path, other, follow_symlinks=False)
     except (OSError, NotImplementedError):

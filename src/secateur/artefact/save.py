@@ -57,15 +57,16 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
     """Write a pruned model, atomically.
 
     Args:
-        small: What `apply`, `repair` or `prune` returned.
-        directory: A folder; made if it does not exist, an artefact in it is replaced.
+        small: The model that `apply`, `repair` or `prune` returned.
+        directory: The folder. It is created if needed; an artefact in it is replaced.
 
     Returns:
         The folder.
 
     Raises:
-        ArtefactError: If the model did not come from `apply`, or a module's `get_extra_state` returns what
-            neither JSON nor a tensor can hold, or nothing can be written there. What was there is as it was.
+        ArtefactError: The model did not come from `apply`, a module's `get_extra_state` returns something
+            that neither JSON nor a tensor can hold, or nothing can be written there. An older artefact is
+            not changed then.
 
     Example:
         >>> import torch
@@ -118,17 +119,18 @@ def load(
     """Read a pruned model back, bit for bit. Nothing in the artefact is executed.
 
     Args:
-        directory: What `save` wrote.
-        make_model: Makes the dense model that was pruned; its weights do not matter.
-        example_inputs: For form ``graph``, which is captured anew; made from the saved shapes if not given.
+        directory: The folder that `save` wrote.
+        make_model: A function that makes the dense model that was pruned. Its weights do not matter.
+        example_inputs: For form ``graph``, which is captured again. Default: made from the saved shapes.
 
     Returns:
-        The pruned model, in the mode that `make_model` left it in; in evaluation mode, if it is a captured
-        program that knows no other.
+        The pruned model, in the mode of the model that `make_model` returns; in evaluation mode, if it is a
+        captured program without training mode.
 
     Raises:
-        ArtefactError: If a file is missing, damaged, altered, foreign or newer, or the model is another.
-        SettingError: `make_model` is no function: a model, for example.
+        ArtefactError: A file is missing, damaged, altered, not from secateur or from a newer version; or the
+            model is another one.
+        SettingError: `make_model` is no function.
 
     Example:
         >>> import tempfile
@@ -152,7 +154,7 @@ def load(
             f"load: expected a function that makes the dense model, got {type(make_model).__name__}. Write "
             "sc.load(directory, lambda: model)."
         )
-    require_numbers("load", torch.device("cpu"))  # where files are read
+    require_numbers("load", torch.device("cpu"))  # files are read to the CPU
     with opened_artefact(folder) as (content, file):
         tensors = file.tensors()
     model = unwrap(make_model())
@@ -161,7 +163,7 @@ def load(
             f"load({folder}): expected a model without get_extra_state, which a captured program does not "
             f"hold, got {type(held[0][1]).__name__}. Apply the plan with form='module', and save that."
         )
-    with _understood(folder):
+    with _errors_from_content(folder):
         _set_extra_state(model, tensors, content)
         plan = Plan.from_json(json.dumps(content.plan))
         plan.check(fingerprint(model))
@@ -176,7 +178,7 @@ def load(
     _fill(small, tensors, content.tied, folder)
     _require_same_constants(small, plan, content, example_inputs, folder)
     record = _record(content, plan)
-    with _understood(folder):
+    with _errors_from_content(folder):
         guard(small, record.flags)
     if record.form == "module":
         check_calls(small, plan)
@@ -186,10 +188,10 @@ def load(
 def _require_same_constants(
     small: nn.Module, plan: Plan, content: Content, example_inputs: Any, folder: Path
 ) -> None:
-    """Refuse a model that makes other numbers than the saved one had where no state dict holds them.
+    """Check the tensors that no state dict holds: they must be as in the saved model.
 
     Raises:
-        ArtefactError: Such numbers move its outputs.
+        ArtefactError: One of them differs and changes the outputs.
     """
     if not content.unsaved:
         return
@@ -198,21 +200,21 @@ def _require_same_constants(
     if name := other_numbers(small, content.unsaved, arguments):
         raise ArtefactError(
             f"load({folder}): expected make_model() to make {name} as in the model that was saved, got other "
-            f"numbers. It is neither a parameter nor a buffer that is saved, so no artefact holds it. "
+            f"numbers. It is neither a parameter nor a saved buffer, so no artefact holds it. "
             f"Register it with register_buffer before pruning, or set the random seed in make_model()."
         )
 
 
 @contextmanager
-def _understood(folder: Path) -> Iterator[None]:
-    """Raise what goes wrong with a record's content as an ArtefactError that names the folder."""
+def _errors_from_content(folder: Path) -> Iterator[None]:
+    """Turn errors inside the block, about a record's content, into an ArtefactError that names the folder."""
     try:
         yield
     except PlanError as error:
         raise ArtefactError(f"load({folder}): {error}") from error
     except SecateurError:
         raise
-    except Exception as error:  # modules may raise anything about a state or a size that is not theirs
+    except Exception as error:  # modules may fail in any way on a state or size of another model
         raise ArtefactError(
             f"load({folder}): expected {RECORD} to fit the model that make_model() makes, got "
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}. Pass the function that made the "
@@ -221,7 +223,7 @@ def _understood(folder: Path) -> Iterator[None]:
 
 
 def saved_record(directory: str | os.PathLike[str]) -> Record:
-    """What an artefact says of how it was made, without its tensors.
+    """Read an artefact's record: how it was made, without the tensors.
 
     Raises:
         ArtefactError: There is no artefact, or it is damaged.
@@ -250,9 +252,17 @@ def _record(content: Content, plan: Plan) -> Record:
 def _shape(
     model: nn.Module, dense: nn.Module, plan: Plan, content: Content, example_inputs: Any
 ) -> nn.Module:
-    """`dense`: the model with the plan's computed weights as parameters."""
-    if plan.granularity == "unit+expert" and content.captured:  # calls are mended while all experts are there
-        known = plan.model_copy().of_graph()  # its parts have the costs of the whole
+    """Give the model the shapes of the plan, without the saved values.
+
+    Args:
+        model: The model that `make_model` made.
+        dense: The same with folded weights as parameters, if the plan has some.
+        plan: The plan.
+        content: The content of the record.
+        example_inputs: See `load`.
+    """
+    if plan.granularity == "unit+expert" and content.captured:  # code is rewritten before experts are removed
+        known = plan.model_copy().of_graph()  # parts of the plan keep its costs
         units = _shape(model, dense, part(known, "unit"), content, example_inputs)
         return cut_experts(units, dense, plan, content.sizes)
     if plan.granularity == "block":
@@ -277,7 +287,7 @@ def _shape(
 
 
 def _with_extra_state(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that hold more than tensors, with their paths."""
+    """Yield the modules that have an extra state, with their paths."""
     for path, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             yield path, module
@@ -291,10 +301,10 @@ def _set_extra_state(model: nn.Module, tensors: dict[str, torch.Tensor], content
 
 
 def _extra_state(model: nn.Module) -> dict[str, Any]:
-    """By module, what `get_extra_state` returns, if that is no tensor: those are with the others.
+    """Return each module's extra state that is no tensor; tensors are in the state dict.
 
     Raises:
-        ArtefactError: If JSON cannot hold it.
+        ArtefactError: JSON cannot hold it.
     """
     found: dict[str, Any] = {}
     for path, module in _with_extra_state(model):
@@ -307,15 +317,15 @@ def _extra_state(model: nn.Module) -> dict[str, Any]:
             same = False
         if not same:
             raise ArtefactError(
-                f"save: expected {path or 'the model'}.get_extra_state() to return a tensor, or what JSON "
-                f"can hold (dictionaries have texts as keys), got {type(value).__name__}. Return such."
+                f"save: expected {path or 'the model'}.get_extra_state() to return a tensor, or plain data "
+                f"for JSON (keys must be texts), got {type(value).__name__}. Return one of these."
             )
         found[path] = value
     return found
 
 
 def _without_ties(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors to write, and the names that share another's tensor: safetensors refuses shared storage."""
+    """Return the tensors to write, and the names of tied ones: safetensors refuses shared storage."""
     first: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, torch.Tensor] = {}
     tied: dict[str, str] = {}
@@ -325,7 +335,7 @@ def _without_ties(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
             tied[name] = first[key]
             continue
         first[key] = name
-        # One in a file of its own is written from there: a copy of all might not fit into memory.
+        # A tensor in a file of its own is not copied: copies of all might not fit into memory.
         alone = is_mapped(tensor) and tensor.untyped_storage().nbytes() == tensor.nbytes
         tensors[name] = tensor.detach().to("cpu", copy=not alone).contiguous()
     return tensors, tied
@@ -346,14 +356,14 @@ def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, st
         stored, other = tensors[source], sources.setdefault(id(target), source)
         if other != source and not torch.equal(tensors[other], stored):
             raise ArtefactError(
-                f"load({folder}): expected {other} and {name} to be tensors of their own, as in the model "
-                "that was saved, got a model that shares one between them. Make it without that tie: with "
+                f"load({folder}): expected {other} and {name} to be separate tensors, as in the model that "
+                "was saved, got a model in which they are tied. Make it without that tie: with "
                 "config.tie_word_embeddings = False, for example."
             )
         if stored.shape != target.shape:
             raise ArtefactError(
                 f"load({folder}): expected {name} of shape {tuple(target.shape)}, got {tuple(stored.shape)}. "
-                f"The file does not belong to this plan."
+                f"Save the model again: these tensors do not belong to the plan."
             )
         check_kind(f"load({folder})", name, target, stored)
         if target.is_meta:
@@ -369,7 +379,7 @@ def _replace_empty(
     empty: dict[int, list[tuple[str, torch.Tensor]]],
     folder: Path,
 ) -> None:
-    """Put tensors in the place of those on the meta device, which cannot be filled; tied ones stay tied."""
+    """Replace tensors on the meta device, which have no memory. Tied ones stay tied."""
     for places in empty.values():
         first, stored = places[0]
         is_parameter = isinstance(own[first], nn.Parameter)
@@ -381,6 +391,5 @@ def _replace_empty(
     if left:
         raise ArtefactError(
             f"load({folder}): expected make_model() to make the buffers that no artefact holds, got "
-            f"{left[0]} on "
-            "the meta device. Make the model inside secateur.empty_weights() instead."
+            f"{left[0]} on the meta device. Make the model inside secateur.empty_weights() instead."
         )

@@ -1,4 +1,4 @@
-"""Tensors that no state dict holds, and so no artefact: the model that is filled has to make them alike."""
+"""Tensors outside of the state dict, which no artefact holds: check that a loaded model has the same."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
-from secateur.common.caches import Slot, kept_tensors, made_again, value_of
+from secateur.common.caches import Slot, kept_tensors, rebuilt_tensors, value_of
 from secateur.common.models import evaluating
 from secateur.common.outputs import agree, tensors_of
 from secateur.graph.inputs import Arguments
 
 SAMPLE = 16
-"""Of so many numbers of each tensor a record says what they are."""
+"""A record holds this many numbers of each such tensor."""
 _LARGE = 1e30
 
 
 class Sample(BaseModel):
-    """What a record says of a tensor that its artefact does not hold.
+    """A sample of a tensor that its artefact does not hold, for the record.
 
     Attributes:
-        shape: Its shape.
+        shape: The tensor's shape.
         numbers: Some of its entries, at equal distances.
     """
 
@@ -55,7 +55,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _places(model: nn.Module) -> Iterator[Slot]:
-    """Yield where such tensors are."""
+    """Yield the places of such tensors."""
     yield from kept_tensors(model)
     for path, module in model.named_modules():
         yield from (Slot(path, ("_buffers", name)) for name in module._non_persistent_buffers_set)
@@ -78,14 +78,14 @@ def _sample(tensor: Tensor) -> Sample:
 
 
 def other_numbers(model: nn.Module, wanted: Mapping[str, Sample], arguments: Arguments | None) -> str:
-    """Return the first tensor with other numbers on which the model's outputs hang; empty if there is none.
+    """Return the first tensor with other numbers that changes the model's outputs; empty if there is none.
 
-    What a forward pass makes again or changes says nothing about the model. Where the model does not run on
-    the arguments, all others count.
+    Tensors that a forward pass makes again or changes do not count. If the model does not run on the
+    arguments, all others count.
 
     Args:
-        model: The loaded model; it is left as it was.
-        wanted: What its artefact says of them.
+        model: The loaded model. It is not changed.
+        wanted: The samples in its artefact.
         arguments: Arguments of a call; None if none are known.
     """
     now = unsaved(model)
@@ -93,19 +93,19 @@ def other_numbers(model: nn.Module, wanted: Mapping[str, Sample], arguments: Arg
     if not differ or arguments is None:
         return next(iter(differ), "")
     args, kwargs = arguments
-    again = made_again(model, kept_tensors(model), args, kwargs)
+    again = rebuilt_tensors(model, kept_tensors(model), args, kwargs)
     made = {name for slot in again for name, _ in _in_slot(model, slot)}
 
-    def run(spoiled: str = "") -> tuple[list[Tensor], dict[str, Sample]]:
+    def run(perturbed: str = "") -> tuple[list[Tensor], dict[str, Sample]]:
         with evaluating(model), torch.no_grad(), seeded(0):
-            tensor = _tensors(model).get(spoiled)
+            tensor = _tensors(model).get(perturbed)
             if tensor is not None:
                 tensor.copy_(tensor * 1.5 + 0.1 if tensor.is_floating_point() else tensor.flip(0))
             return tensors_of(model(*args, **kwargs)), unsaved(model)
 
     try:
         usual, after = run()
-    except Exception:  # on these arguments: nothing is known of what it reads
+    except Exception:  # it does not run on these arguments, so it is not known what it reads
         return differ[0]
     for name in differ:
         if name in made or name not in after or not after[name].is_like(now[name]):

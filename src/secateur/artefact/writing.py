@@ -31,7 +31,7 @@ if sys.platform != "win32":
     import fcntl
 
 PREFIX = ".secateur-partial-"
-"""What the folders of unfinished writes are called, with 32 random digits behind it."""
+"""Folders of unfinished writes have this name, followed by 32 random digits."""
 
 _PARTIAL = re.compile(re.escape(PREFIX) + "[0-9a-f]{32}")
 OWNER, MARK = (
@@ -40,26 +40,26 @@ OWNER, MARK = (
 )
 _REPLACED = "replaced"
 _TRIALS, _PAUSE = 12_000, 0.005
-"""How often a writer waits for others in the same folder, and how long. [s] Each needs a few renames."""
+"""How often a writer waits for others in the same folder, and for how long each time. [s]"""
 
 
 @contextmanager
 def replacing(
     path: Path, error: type[SecateurError] = ArtefactError, *, parents: bool = False
 ) -> Iterator[Path]:
-    """A place for a new file of this name, which takes the place of `path` if the block succeeds.
+    """Give a temporary path for a new file. If the block succeeds, the file replaces `path`.
 
-    So a reader finds the old file or the new one, whole, also after a crash. A link at `path` is replaced;
-    what it points to stays as it is. Other files that the block writes beside the new one, named
+    So a reader finds the whole old file or the whole new one, also after a crash. A link at `path` is
+    replaced; its target is not changed. Other files that the block writes beside the new one, named
     ``<name>.<checksum>.data``, are moved first; those of the old file are deleted last.
 
     Args:
         path: The file.
         error: The class of errors about files that cannot be written.
-        parents: Whether to make the folder of `path`, if there is none.
+        parents: Whether to create the folder of `path`.
 
     Raises:
-        SecateurError: Nothing can be written there. `path` is as it was.
+        SecateurError: Nothing can be written there. `path` is not changed.
 
     Example:
         >>> import tempfile
@@ -69,24 +69,24 @@ def replacing(
         ...     [file.name for file in Path(folder).iterdir()]
         ['a.txt']
     """
-    with explained(path, error):
+    with os_errors_as(path, error):
         check_replaceable(path)
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         with private_folder(path.parent) as folder:
             yield folder / path.name
             flush(folder)
-            with locked(path.parent), undisturbed():
+            with locked(path.parent), signals_delayed():
                 _put(folder / path.name, path)
 
 
 def check_replaceable(path: Path, called: str = "the file") -> None:
-    """Refuse to put a file where a folder, a pipe or a device is, or a link to a pipe or a device.
+    """Check that `path` is no folder, pipe or device, and no link to a pipe or device.
 
-    Those are no files that a newer version could replace: ``/dev/stdout`` would be gone for all programs.
+    A file must not replace these: ``/dev/stdout``, for example, would be gone for all programs.
 
     Raises:
-        OSError: There is one.
+        OSError: It is one of these.
     """
     if not path.name or (os.path.isdir(path) and not path.is_symlink()):
         raise IsADirectoryError(errno.EISDIR, f"a folder where {called} should be")
@@ -96,7 +96,7 @@ def check_replaceable(path: Path, called: str = "the file") -> None:
 
 def replace_text(path: Path, text: str, error: type[SecateurError] = ArtefactError) -> None:
     """Write a text file by `replacing`, in UTF-8 and with the line ends that `text` has."""
-    with explained(path, error):
+    with os_errors_as(path, error):
         replace_bytes(path, text.encode("utf-8"), error)
 
 
@@ -108,30 +108,30 @@ def replace_bytes(path: Path, data: bytes | memoryview, error: type[SecateurErro
 
 @contextmanager
 def replacing_folder(path: Path, error: type[SecateurError] = ArtefactError) -> Iterator[Path]:
-    """An empty folder, which takes the place of the one at `path` if the block succeeds.
+    """Give an empty temporary folder. If the block succeeds, it replaces the folder at `path`.
 
     Raises:
-        SecateurError: Nothing can be written there. `path` is as it was.
+        SecateurError: Nothing can be written there. `path` is not changed.
     """
-    with explained(path, error):
+    with os_errors_as(path, error):
         path.parent.mkdir(parents=True, exist_ok=True)
         with private_folder(path.parent) as folder:
             written = folder / "new"
             written.mkdir()
             yield written
             flush(written)
-            with locked(path.parent), undisturbed():
+            with locked(path.parent), signals_delayed():
                 _put_folder(written, path, folder / _REPLACED)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` at the end: all of it or nothing.
+    """Give a temporary folder. If the block succeeds, it becomes `path`, which must be new or empty.
 
     Raises:
-        ArtefactError: If there is something at `path`, other than an empty folder, or nothing can be written.
+        ArtefactError: There is something at `path` other than an empty folder, or nothing can be written.
     """
-    with explained(path, ArtefactError):
+    with os_errors_as(path, ArtefactError):
         taken = path.is_symlink() or (
             os.path.exists(path) and (not os.path.isdir(path) or any(path.iterdir()))
         )
@@ -144,10 +144,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def explained(path: Path, error: type[SecateurError]) -> Iterator[None]:
-    """Raise what the system refuses inside the block as an error of this class, with the free space.
+def os_errors_as(path: Path, error: type[SecateurError]) -> Iterator[None]:
+    """Turn errors of the operating system inside the block into an error of this class.
 
-    Inside a folder of `private_folder`, the block around that one says it of a path that the user knows.
+    The message names the path and the free space. Errors about a path inside a `private_folder`, which users
+    do not know, pass through: the outer block, which has the target's path, handles them.
     """
     try:
         yield
@@ -163,7 +164,7 @@ def explained(path: Path, error: type[SecateurError]) -> Iterator[None]:
 
 
 def _refusal(path: Path, refused: Exception) -> str | None:
-    """What the system refused, and what to do; None if it was something else."""
+    """Return a message for an error of the operating system; None for any other error."""
     odd = "\0" in str(path) and isinstance(refused, ValueError)
     if not (odd or isinstance(refused, OSError | SafetensorError | UnicodeEncodeError)):
         return None
@@ -189,15 +190,15 @@ def _refusal(path: Path, refused: Exception) -> str | None:
     with suppress(OSError, ValueError, StopIteration):
         there = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
         free = f" ({shutil.disk_usage(there).free:,} bytes are free there)"
-    advice = "Make room, or name another." if "full" in got else "Name another."
+    advice = "Free some space, or name another." if "full" in got else "Name another."
     return f"{path}: expected a place that can be written to, got {got}{free}. {advice}"
 
 
 @contextmanager
 def private_folder(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent` that only this process uses. It is deleted after the block.
+    """Give a new folder in `parent` that only this process uses. It is deleted after the block.
 
-    Before that, what killed processes left there is deleted.
+    First, the folders that killed processes left in `parent` are deleted.
 
     Raises:
         OSError: `parent` cannot be written to.
@@ -208,21 +209,21 @@ def private_folder(parent: Path) -> Iterator[Path]:
         yield folder
     finally:
         try:
-            with undisturbed(), suppress(OSError):
+            with signals_delayed(), suppress(OSError):
                 _discard(folder)
         finally:
             os.close(marker)
 
 
 def _owned(parent: Path) -> tuple[Path, int]:
-    """A new folder with a marker that is locked, and the marker's file descriptor."""
+    """Create a folder with a locked marker file. Return the folder and the marker's file descriptor."""
     for _ in range(100):
         folder = parent / f"{PREFIX}{secrets.token_hex(16)}"
         os.mkdir(folder, 0o700)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
         try:
             marker = os.open(folder / OWNER, flags, 0o666)
-        except FileNotFoundError:  # a writer beside this one took the empty folder for litter
+        except FileNotFoundError:  # another writer deleted the empty folder, as left by a killed process
             continue
         try:
             os.write(marker, MARK)
@@ -234,12 +235,12 @@ def _owned(parent: Path) -> tuple[Path, int]:
                 _discard(folder)
             raise
         os.close(marker)
-    raise OSError(errno.EBUSY, f"{parent} is swept again and again")
+    raise OSError(errno.EBUSY, f"{parent}, where other processes delete each new folder")
 
 
 def sweep(parent: Path) -> None:
-    """Delete what killed writers left in a folder: what bears our name, holds our mark and has no owner."""
-    if sys.platform == "win32":  # no locks that show whether a writer lives
+    """Delete what killed writers left in `parent`: folders with our name and an unlocked marker."""
+    if sys.platform == "win32":  # it has no locks that show if the writer is alive
         return
     with suppress(OSError):
         for found in list(os.scandir(parent)):
@@ -252,14 +253,14 @@ def _sweep_one(folder: Path) -> None:
     try:
         marker = os.open(folder / OWNER, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        os.rmdir(folder)  # killed before it wrote anything; fails where the folder holds something
+        os.rmdir(folder)  # the writer was killed before it wrote anything; fails if the folder is not empty
         return
     try:
         ours = stat.S_ISREG(os.fstat(marker).st_mode) and os.read(marker, len(MARK) + 1) in (MARK, b"")
         if not ours or not _lock(marker, supported=True):
             return
-        with undisturbed():
-            for replaced in (folder / _REPLACED).glob("*"):  # killed between two renames
+        with signals_delayed():
+            for replaced in (folder / _REPLACED).glob("*"):  # the writer was killed between two renames
                 if not os.path.lexists(folder.parent / replaced.name):
                     os.replace(replaced, folder.parent / replaced.name)
             _discard(folder)
@@ -268,7 +269,7 @@ def _sweep_one(folder: Path) -> None:
 
 
 def _discard(folder: Path) -> None:
-    """Delete a private folder. The marker goes last: whoever is killed here leaves what can be swept."""
+    """Delete a private folder, the marker last: if killed here, `sweep` still recognises the rest."""
     for entry in list(os.scandir(folder)):
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path)
@@ -280,7 +281,7 @@ def _discard(folder: Path) -> None:
 
 
 def _lock(handle: int, *, supported: bool = False) -> bool:
-    """Lock an open file, without waiting. Where there are no locks, return `not supported`."""
+    """Lock an open file without waiting. Return whether it succeeded; without locks, `not supported`."""
     if sys.platform == "win32":
         return not supported
     try:
@@ -294,10 +295,11 @@ def _lock(handle: int, *, supported: bool = False) -> bool:
 
 @contextmanager
 def locked_file(path: Path) -> Iterator[bool]:
-    """Keep other callers of this function away from a file inside the block. A kill ends that, too.
+    """Lock a file against other callers of this function inside the block. A kill ends the lock, too.
 
     Yields:
-        Whether it is so; False if another one has the file, or deleted it. True where there are no locks.
+        Whether it is locked. False if another process has locked or deleted it. True on systems without
+        locks.
     """
     with ExitStack() as stack:
         try:
@@ -311,10 +313,10 @@ def locked_file(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other writers of this library out of a folder for the few renames inside the block.
+    """Lock a folder against other writers of this library, for the few renames inside the block.
 
     Raises:
-        OSError: Another one keeps it for a minute.
+        OSError: Another process keeps the lock for a minute.
     """
     if sys.platform == "win32":
         yield
@@ -334,12 +336,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _put(written: Path, path: Path) -> None:
-    """Move a new file, and before it its data files, to their final place."""
+    """Move a file to its final path. Its data files are moved first."""
     kept = {file.name for file in written.parent.iterdir()} - {OWNER, written.name}
     moved = []
     try:
         for name in sorted(kept):
-            if not os.path.lexists(path.parent / name):  # else it is the same: names hold checksums
+            if not os.path.lexists(
+                path.parent / name
+            ):  # equal names mean equal files: they contain checksums
                 os.replace(written.parent / name, path.parent / name)
                 moved.append(path.parent / name)
         os.replace(written, path)
@@ -353,9 +357,10 @@ def _put(written: Path, path: Path) -> None:
 
 
 def _put_folder(written: Path, path: Path, aside: Path) -> None:
-    """Move a new folder to its final place: by one exchange, or two renames where the system has none.
+    """Move a folder to its final path: by one exchange, or by two renames if the system has no exchange.
 
-    Who is killed between the two leaves the old folder in `aside`, from where the next write puts it back.
+    If the process is killed between the renames, the old folder is in `aside`, and the next write restores
+    it.
     """
     if os.path.isdir(path) and not path.is_symlink() and not any(path.iterdir()):
         path.rmdir()
@@ -377,7 +382,7 @@ def _put_folder(written: Path, path: Path, aside: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places at once; False where the system or the file system cannot."""
+    """Exchange two paths in one step. Return False if the system or the file system cannot."""
     if sys.platform != "linux":
         return False
     call: Callable[..., int] | None = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -393,7 +398,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def flush(folder: Path) -> None:
-    """Write all files of a folder to disk, and let everybody read them who may read new files there."""
+    """Write all files of a folder to disk, with the permissions that new files get there."""
     mode = 0o666
     with suppress(OSError):
         marker = folder / OWNER if os.path.exists(folder / OWNER) else folder.parent / OWNER
@@ -410,7 +415,7 @@ def flush(folder: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Write a folder's list of names to disk."""
+    """Write a folder's list of names to disk (fsync)."""
     if sys.platform == "win32":
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -421,10 +426,10 @@ def sync(folder: Path) -> None:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM inside the block take effect behind it. Signals reach the main thread only.
+def signals_delayed() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM inside the block until its end. Only the main thread receives signals.
 
-    A SIGTERM that nobody handles ends the process at once, as ever.
+    A SIGTERM without a handler still ends the process at once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Data that give their batches only once, or that never end."""
+"""Data that can be read only once, or that never end."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader
 from secateur.errors import CalibrationError
 
 MOST = 50_000
-"""The most batches in a pass over data that do not know how many they have: some never end."""
+"""Most batches in a pass over data of unknown length, because some never end."""
 
-_CURE = "Pass Calibration.of(data, samples=4096), for instance, or data that end."
+_ADVICE = "Pass Calibration.of(data, samples=4096), for instance, or data that end."
 
 
 def once(data: Iterable[Any]) -> Iterator[Any] | None:
-    """The iterator of data that can be read only once, such as a generator; None for all others."""
+    """Return the iterator of data that can be read only once, such as a generator; None for other data."""
     if isinstance(data, Iterator):
         return data
     if isinstance(data, DataLoader | list | tuple):
@@ -32,18 +32,18 @@ def read_once(iterator: Iterator[Any]) -> list[Any]:
     """Read all batches into memory.
 
     Raises:
-        CalibrationError: There are none, or more than half of the free memory can hold.
+        CalibrationError: There are none, or they need more than half of the free memory.
     """
-    room = _free_memory() // 2
+    limit = _free_memory() // 2
     found, held = [], 0
     for raw in iterator:
         found.append(raw)
         held += sum(v.nbytes for v in pytree.tree_leaves(raw) if isinstance(v, Tensor))
-        if len(found) > MOST or held > room:
+        if len(found) > MOST or held > limit:
             raise CalibrationError(
                 f"calibration: expected an iterator whose batches fit into memory, got more than "
                 f"{len(found) - 1:,} of them ({held / 1e9:.1f} GB). An iterator gives its data once, so they "
-                f"are kept. {_CURE}"
+                f"are kept. {_ADVICE}"
             )
     if not found:
         raise CalibrationError(
@@ -57,13 +57,13 @@ def check_ends(read: int) -> None:
     """Raise CalibrationError if so many batches were read that the data may never end."""
     if read > MOST:
         raise CalibrationError(
-            f"calibration: expected data that end, got more than {MOST:,} batches from a source that does "
-            f"not know its length. {_CURE}"
+            f"calibration: expected data that end, got more than {MOST:,} batches from a source of unknown "
+            f"length. {_ADVICE}"
         )
 
 
 def _free_memory() -> int:
-    """Bytes; a guess where the system does not say."""
+    """Return the free memory in bytes; a guess if the system does not tell."""
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
@@ -71,13 +71,13 @@ def _free_memory() -> int:
 
 
 def check_same(count: int, before: int) -> None:
-    """Check that a pass over the data gives as many values as the one before: they are compared in pairs.
+    """Check that two passes over the data give equally many values, which are then compared in pairs.
 
     Raises:
-        CalibrationError: It does not.
+        CalibrationError: They do not.
     """
     if count != before:
         raise CalibrationError(
             f"calibration: expected the same samples in every pass, got {count} values after {before} in the "
-            "pass before. Give data that do not change, such as a list of batches."
+            "pass before. Pass data that do not change, such as a list of batches."
         )

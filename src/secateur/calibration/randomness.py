@@ -1,8 +1,8 @@
 """Save, seed and restore the state of all random number generators.
 
-PyTorch, NumPy and Python each have one generator for all threads. So only one thread at a time may be in a
-block in which they are seeded: another one that comes to such a block waits. Tracing, which PyTorch does for
-one thread at a time, is inside one.
+PyTorch, NumPy and Python each have one generator for all threads. So only one thread at a time may be inside
+a block in which they are seeded, and others wait. Tracing, which PyTorch can do in only one thread at a time,
+is inside such a block, too.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 _ALONE = threading.RLock()
-"""Held by the thread whose random state the global generators have."""
+"""The lock of the thread that has set the global generators."""
 
 
 def generator_states() -> list[Tensor]:
-    """The state of PyTorch's CPU generator, and of that of each CUDA device if CUDA is in use."""
+    """Return the states of PyTorch's CPU generator and, if CUDA is in use, of each device's generator."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return [torch.get_rng_state(), *cuda]
 
@@ -69,7 +69,7 @@ class RandomState:
             generator.set_state(state)
 
     def insist(self) -> None:
-        """Restore, and once more if Ctrl-C comes in between."""
+        """Restore. If Ctrl-C interrupts this, restore again."""
         try:
             self.restore()
         except BaseException:

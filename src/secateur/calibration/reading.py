@@ -351,10 +351,12 @@ def recorded(
         raise
     except Exception as error:  # the user's code may fail in any way
         raise CalibrationError(
-            f"{where}: expected forward(model, batch) to run, got {said(error)}.",
+            f"{where}: expected forward(model, batch) to run, got {said(error)}. Correct that function.",
             details(error),
         ) from error
-    raise CalibrationError(f"{where}: expected forward(model, batch) to call the model, got no call.")
+    raise CalibrationError(
+        f"{where}: expected forward(model, batch) to call the model, got no call. Return model(...)."
+    )
 
 
 def runs(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> bool:

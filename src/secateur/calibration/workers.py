@@ -1,4 +1,4 @@
-"""What the end of a loader's worker means to the user."""
+"""Explain to the user that a worker process of a loader was killed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from secateur.errors import CalibrationError
 
 @contextmanager
 def living_workers(batch: int | None = None) -> Iterator[None]:
-    """Say in words that a worker process of a loader was killed.
+    """Raise a clear error if a worker process of a loader was killed. Also a decorator.
 
-    torch raises that in whatever the main process is doing when it hears of it: a backward pass, for
-    example. So it is not enough to look while batches are read. Also a decorator.
+    torch raises its error wherever the main process is at that moment, for example in a backward pass. So it
+    is not enough to catch it while batches are read.
 
     Args:
-        batch: Position of the calibration batch that is read. None while other things are done too.
+        batch: Index of the calibration batch that is being read. None: the block does other things, too.
 
     Raises:
         CalibrationError: A worker was killed.
@@ -28,7 +28,7 @@ def living_workers(batch: int | None = None) -> Iterator[None]:
         if lost or "DataLoader worker (pid" in str(error):
             where = "data" if batch is None else f"calibration batch {batch}"
             raise CalibrationError(
-                f"{where}: expected the workers of the loader to go on, but one was killed. "
+                f"{where}: expected the workers of the loader to keep running, but one was killed. "
                 "Give them more memory, or pass num_workers=0."
             ) from error
-        raise  # the user's own
+        raise  # an error of the user's code

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.command import LIMITS, READING, command
-from secateur.cli.inputs import Inputs, contender, limits_of, repairs_of
+from secateur.cli.inputs import Inputs, limits_of, repairs_of, rule_or_chooser
 from secateur.common.formatting import number, percent
 from secateur.config.run import Run
 from secateur.report.text import bar
@@ -49,22 +49,25 @@ TOLERANCE_NOTES = (
 def compare(run: Run, json: bool) -> str:
     """Compare rules at equal budgets."""
     import secateur as sc
-    from secateur.pipeline.asked import TARGETS
     from secateur.pipeline.compare import compare as compare_rules
     from secateur.pipeline.compare import draw
+    from secateur.pipeline.options import TARGETS
 
-    asked = run.compare
-    plot = _plot(asked.plot)
-    inputs, kind, given = Inputs(run), TARGETS[run.granularity], asked.model_fields_set
+    settings = run.compare
+    plot = _plot(settings.plot)
+    inputs, kind, given = Inputs(run), TARGETS[run.granularity], settings.model_fields_set
     budgets = [
-        *(sc.Budget(macs=share) for share in sorted(asked.macs, reverse=True) if "macs" in given),
-        *(sc.Budget(sparsity=share) for share in sorted(asked.sparsities)),
-        *(sc.Budget(experts=share) for share in sorted(asked.experts, reverse=True)),
+        *(sc.Budget(macs=share) for share in sorted(settings.macs, reverse=True) if "macs" in given),
+        *(sc.Budget(sparsity=share) for share in sorted(settings.sparsities)),
+        *(sc.Budget(experts=share) for share in sorted(settings.experts, reverse=True)),
     ]
     found = compare_rules(
         inputs.model,
         inputs.data,
-        {name: contender(run, name) for name in (asked.rules if "rules" in given else kind.compared)},
+        {
+            name: rule_or_chooser(run, name)
+            for name in (settings.rules if "rules" in given else kind.compared)
+        },
         budgets or kind.budgets,
         repairs_of(run),
         granularity=run.granularity,
@@ -113,12 +116,12 @@ def _drawn(plot: Path | None, draw: Callable[[Path], None]) -> str:
 def tolerance(run: Run, json: bool) -> str:
     """Show what each tolerance of the rule tod would leave."""
     import secateur as sc
-    from secateur.pipeline.asked import TARGETS
+    from secateur.pipeline.options import TARGETS
     from secateur.report.plot import draw
 
-    asked = {"removal": run.removal, "protection": run.protection}
+    signals = {"removal": run.removal, "protection": run.protection}
     rule = TARGETS[run.granularity].rule("tod")
-    rule = replace(rule, **{name: signal for name, signal in asked.items() if signal is not None})
+    rule = replace(rule, **{name: signal for name, signal in signals.items() if signal is not None})
     plot = _plot(run.curve.plot)
     inputs = Inputs(run)
     # The part that `secateur prune` scores on, so that the same tolerance means the same plan.
@@ -186,26 +189,26 @@ def transition(run: Run, json: bool) -> str:
     """Show at which sparsity of single weights each rule stops being recoverable by repair."""
     from secateur.targets.weights.transition import sweep
 
-    asked = run.transition
-    plot = _plot(asked.plot)
+    settings = run.transition
+    plot = _plot(settings.plot)
     inputs = Inputs(run)
     fit, held = inputs.data.split()
     found = sweep(
         inputs.model,
         fit,
         inputs.evaluation or held,
-        {name: name for name in asked.rules},
-        sorted(asked.sparsities),
-        criterion=asked.criterion,
-        repair=asked.repair,
-        share=asked.share,
+        {name: name for name in settings.rules},
+        sorted(settings.sparsities),
+        criterion=settings.criterion,
+        repair=settings.repair,
+        share=settings.share,
         seed=run.seed,
     )
-    title = f"{type(inputs.model).__name__}, {asked.criterion}, repaired by {asked.repair}"
-    drawn = _drawn(plot, lambda path: _draw_transition(asked.rules, found, path, title))
+    title = f"{type(inputs.model).__name__}, {settings.criterion}, repaired by {settings.repair}"
+    drawn = _drawn(plot, lambda path: _draw_transition(settings.rules, found, path, title))
     if json:
-        return _transition_json(title, asked.rules, found)
-    return transition_table(title, asked.rules, found) + drawn
+        return _transition_json(title, settings.rules, found)
+    return transition_table(title, settings.rules, found) + drawn
 
 
 def transition_table(title: str, rules: Sequence[str], found: Transition) -> str:

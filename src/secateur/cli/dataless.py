@@ -26,7 +26,7 @@ def prune_without_data(run: Run, inputs: Inputs) -> Result:
     """
     _check(run)
     import secateur as sc
-    from secateur.pipeline.asked import TARGETS
+    from secateur.pipeline.options import TARGETS
 
     rule = single_rule_of(run)
     try:  # by the same calls that data go to, so that what needs them says so

@@ -1,4 +1,4 @@
-"""Load the model and the data that a run names, and make its rule, budget and limits."""
+"""Load the model and data that a run's settings name, and make its rule, budget and limits."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ class Inputs:
         """The calibration data."""
         from secateur.calibration import Calibration
 
-        # What a batch lists, its arguments or labels too, is known by the model alone.
+        # The model is needed to know which entries of a batch are its arguments, and which are labels.
         model = None if self.run.model is None else self.model
         return Calibration.of(self._read("--data", self.run.data or ""), views=self.run.views, model=model)
 
     @cached_property
     def graph(self) -> Any:
-        """What may be removed of the model, of the run's granularity."""
+        """The trace of the model, in the run's granularity."""
         return self.traced(self.model)
 
     def traced(self, model: nn.Module) -> Any:
-        """What may be removed of `model`, which may lack its weights, of the run's granularity."""
+        """Trace a model in the run's granularity. Its weights may be missing."""
         import secateur as sc
 
         run = self.run
@@ -69,7 +69,7 @@ class Inputs:
 
     @cached_property
     def held_out(self) -> Calibration | None:
-        """The data that bounds on quality are decided on; None if a part of `data` is used."""
+        """The data that quality is measured on, to meet a bound on it; None if a part of `data` is used."""
         return None if self.run.held_out is None else self._read("--held-out", self.run.held_out)
 
     @cached_property
@@ -106,7 +106,7 @@ class Inputs:
 
 
 def repairs_of(run: Run) -> Methods:
-    """The repairs that were asked for, `polish` with its passes."""
+    """Return the requested repairs; `polish` with its number of passes."""
     if run.polish_passes is None:
         return run.repairs
     from secateur.repairs.polish import Polish
@@ -118,11 +118,10 @@ def budget_of(run: Run) -> Budget | None:
     """Return the run's budget; None if it has none, so that the rule decides."""
     from secateur.allocators import Budget
 
-    asked = run.budget
-    if not asked.asked:
+    if not run.budget.asked:
         return None
-    given: dict[str, Any] = asked.model_dump(exclude_none=True)
-    return Budget(**given)
+    bounds: dict[str, Any] = run.budget.model_dump(exclude_none=True)
+    return Budget(**bounds)
 
 
 def limits_of(run: Run) -> Limits:
@@ -141,7 +140,7 @@ def read_plan(path: str) -> Plan | MaskPlan:
 
     if not path.lstrip().startswith("{"):
         start = read_bytes(path, 8, f"plan {path!r}", PlanError, "a plan", first=8)
-        if b"\0" in start:  # a length, whose upper bytes are zero; no text has such a byte
+        if b"\0" in start:  # the upper bytes of a length are zero; a text has no such byte
             return sc.MaskPlan.load(path)
     return sc.Plan.from_json(path)
 
@@ -157,8 +156,8 @@ def rule_of(run: Run) -> Allocates | Chooser:
     chooser = chooser_of(run.rule)
     if chooser is not None and run.removal is not None:
         raise SettingError(
-            f"--removal: expected it with one rule, got allocator {run.rule}, which takes the signals of its "
-            "candidates. Leave it out, or name a rule."
+            f"--removal: expected a single rule, got allocator {run.rule}, whose candidates have signals of "
+            "their own. Leave it out, or name a rule."
         )
     return chooser or single_rule_of(run)
 
@@ -174,16 +173,16 @@ def single_rule_of(run: Run) -> Allocates:
     name = run.single_rule
     if name in CHOOSERS:
         raise SettingError(
-            f"--allocator {name}: expected one rule, since this step tries none out. Use secateur prune, or "
-            "name one."
+            f"--allocator {name}: expected a single rule, because this step cannot compare rules. Use "
+            "secateur prune, or name a single rule."
         )
     if name == "uniform" and run.ratio is None and not run.budget.asked:
         raise SettingError("--ratio: expected either a ratio or a budget for uniform, got neither. Give one.")
     return rule_called(run, name)
 
 
-def contender(run: Run, name: str) -> Allocates | Chooser:
-    """The allocator of this name, or what chooses one, such as ``auto``; see `rule_called`."""
+def rule_or_chooser(run: Run, name: str) -> Allocates | Chooser:
+    """Return the allocator with this name, or the chooser, such as ``auto``; see `rule_called`."""
     from secateur.pipeline.auto.choosers import chooser_of
 
     return chooser_of(name) or rule_called(run, name)
@@ -197,17 +196,17 @@ def rule_called(run: Run, name: str) -> Allocates:
     """
     from dataclasses import fields, replace
 
-    from secateur.pipeline.asked import TARGETS
+    from secateur.pipeline.options import TARGETS
 
     found = TARGETS[run.granularity].rule(name)
-    asked: dict[str, Any] = {"removal": run.removal} if name != "random" else {}
+    settings: dict[str, Any] = {"removal": run.removal} if name != "random" else {}
     if name == run.single_rule:
-        asked |= {setting: getattr(run, setting) for setting in RULE_SETTINGS}
-    given = {setting: value for setting, value in asked.items() if value is not None}
+        settings |= {setting: getattr(run, setting) for setting in RULE_SETTINGS}
+    given = {setting: value for setting, value in settings.items() if value is not None}
     unknown = sorted(set(given) - {each.name for each in fields(found)})
     if unknown:
         raise SettingError(
-            f"--{unknown[0]}: expected a setting of allocator {name}, got one that it does not have. "
+            f"--{unknown[0]}: expected a setting of allocator {name}, got one of another allocator. "
             "Leave it out."
         )
     rule: Allocates = replace(found, **given)

@@ -51,7 +51,7 @@ COMMANDS = {
     ),
     "plan": Entry(
         "pipeline",
-        "Decide from scores what goes, and write the decision. Data serve as example inputs.",
+        "Make a plan from scores, and write it. Data are used as example inputs.",
         "plan --config run.yaml --macs 0.5 --out plan.json",
     ),
     "apply": Entry(
@@ -61,12 +61,12 @@ COMMANDS = {
     ),
     "repair": Entry(
         "pipeline",
-        "Undo what can be undone of the damage in an artefact, without training, and save the result.",
+        "Repair a pruned model without labels, and save the result.",
         "repair --config run.yaml --artefact small --out fixed",
     ),
     "compare": Entry(
         "curves",
-        "Compare rules at equal budgets: what each leaves of the accuracy, as pruned and repaired.",
+        "Compare rules at equal budgets, by the accuracy of the pruned and of the repaired model.",
         "compare --model net.py:make --data x.npz --macs 0.8,0.5",
     ),
     "report": Entry(
@@ -76,22 +76,22 @@ COMMANDS = {
     ),
     "compare-runs": Entry(
         "runs",
-        "Show several runs beside each other: costs, quality, and what each layer kept.",
+        "Compare several runs: costs, quality, and what each layer kept.",
         "compare-runs small smaller --html runs.html",
     ),
     "tolerance": Entry(
         "curves",
-        "Show what each tolerance of the rule tod would leave: MACs, parameters and units of each layer.",
+        "Show the MACs, parameters and units of each layer for each tolerance of the rule tod.",
         "tolerance --model net.py:make --data x.npz",
     ),
     "transition": Entry(
         "curves",
-        "Show at which sparsity of single weights each rule stops being recoverable by repair.",
+        "Show up to which sparsity of single weights the models of each rule can be repaired.",
         "transition --model net.py:make --data x.npz",
     ),
     "bench": Entry(
         "saved",
-        "Time a pruned model against the dense one, in turn, and say plainly where there is no gain.",
+        "Time a pruned model against the dense one, in turn, and say if there is no gain.",
         "bench small --model net.py:make --batch 1 --batch 32",
     ),
     "export": Entry(
@@ -165,7 +165,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Prune trained PyTorch networks: decide how much of each layer goes, remove it, repair it, prove it.
+    """Prune trained PyTorch networks: decide how much to remove, remove it, repair and prove the result.
 
     Exit codes: 0 done, 2 bad input, 3 budget unreachable, 4 verification failed, 130 Ctrl-C, 143 SIGTERM.
     """

@@ -137,7 +137,7 @@ def plan(run: Run, json: bool) -> str:
     """Write a plan made from a table of scores, without scoring again; data serve as example inputs."""
     out = file_to_write("--out", Path(run.plan or ""))
     import secateur as sc
-    from secateur.pipeline.asked import TARGETS
+    from secateur.pipeline.options import TARGETS
 
     rule: Any = single_rule_of(run)
     scores = sc.Scores.load(run.scores or "")
@@ -333,7 +333,7 @@ def repair(run: Run, json: bool) -> str:
         raise SettingError("--repair none: expected a repair, got none. Leave it out, or name one.")
     out = folder_to_write(Path(run.repaired or ""))
     import secateur as sc
-    from secateur.pipeline.asked import TARGETS
+    from secateur.pipeline.options import TARGETS
     from secateur.pipeline.targets.target import Task
     from secateur.targets.lowrank.opened import GRANULARITIES as RANKS
 

@@ -77,20 +77,27 @@ def export(
     input: Annotated[Texts, typer.Option(help=INPUT_HELP)] = None,
     data: Annotated[Text, typer.Option(help=DATA_HELP)] = None,
     tolerance: Annotated[
-        Number, typer.Option(help="Largest relative difference to PyTorch; 3.5e-4 in float32.")
+        Number, typer.Option(help="Largest relative difference to PyTorch; by default 3.5e-4 in float32.")
     ] = None,
     opset: Annotated[Whole, typer.Option(help="For .onnx, the version of the operator set.")] = None,
     base_model: Annotated[
         Text, typer.Option(help="For the model card of a folder: the dense model's name on the hub.")
     ] = None,
-    license: Annotated[Text, typer.Option(help="For the model card: the licence, apache-2.0.")] = None,
+    license: Annotated[
+        Text, typer.Option(help="For the model card: the licence, such as apache-2.0.")
+    ] = None,
     fixed: Annotated[
-        bool, typer.Option("--fixed", help="Files: no axis may have another size, nor the batch.")
+        bool,
+        typer.Option(
+            "--fixed",
+            help="For .onnx and .pt2: the file takes only the sizes of the input, also for the batch.",
+        ),
     ] = False,
     cache: Annotated[
         bool,
         typer.Option(
-            "--cache", help=".onnx of language models: keys and values of earlier tokens in and out."
+            "--cache",
+            help="For .onnx of language models: the cache of keys and values is an input and an output.",
         ),
     ] = False,
     tokenizer: Annotated[
@@ -101,8 +108,8 @@ def export(
         bool,
         typer.Option(
             "--own-code",
-            help="For a folder: with a modeling file of ours, for sizes that no configuration can say; it is "
-            "loaded with trust_remote_code=True.",
+            help="For a folder: add a modeling file, for sizes that no configuration can express; load it "
+            "with trust_remote_code=True.",
         ),
     ] = False,
     seed: Seed = 0,
@@ -154,14 +161,14 @@ def quantise(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that prune wrote.")],
     model: Annotated[str, typer.Option(help="The dense model with its weights, as for prune.")],
     data: Annotated[str, typer.Option(help="Data to calibrate with, as for prune; a fifth is held out.")],
-    out: Annotated[Path, typer.Option(help="File to write, .onnx.")],
+    out: Annotated[Path, typer.Option(help="The .onnx file to write.")],
     kind: Annotated[
         str, typer.Option(help="int8: weights and activations; int4: weights of matrix products.")
     ] = "int8",
     evaluation: Annotated[
-        Text, typer.Option(help="Data that quality is measured on; the held-out fifth if not given.")
+        Text, typer.Option(help="Data to measure quality on; by default the held-out fifth.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples a batch, for data from files.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Samples in a batch, for data from files.")] = 64,
     seed: Seed = 0,
     json: Json = False,
     debug: Debug = False,
@@ -169,12 +176,14 @@ def quantise(
     """Quantise a pruned model to 8 or 4 bits as an ONNX file, measured beside the dense one."""
     with reported(debug=debug):
         if out.suffix != ".onnx":
-            raise SettingError(f"--out {out}: expected a file that ends in .onnx. Name small.int8.onnx.")
+            raise SettingError(
+                f"--out {out}: expected a name that ends in .onnx. Write --out small.int8.onnx."
+            )
         file_to_write("--out", out)
         import secateur as sc
-        from secateur.pipeline.quantise import kind_called
+        from secateur.pipeline.quantise import checked_kind
 
-        asked = kind_called(kind)
+        known_kind = checked_kind(kind)
         made = model_source("--model", model)
 
         def read(option: str, text: str) -> Any:
@@ -183,7 +192,7 @@ def quantise(
         judged = None if evaluation is None else read("--evaluation", evaluation)
         small = sc.load(source, made.make)
         done = sc.quantise(
-            small, read("--data", data), asked, dense=made.load(), evaluation=judged, seed=seed
+            small, read("--data", data), known_kind, dense=made.load(), evaluation=judged, seed=seed
         )
         done.save(out)
         shown = done.figures.model_dump_json(indent=1) if json else f"{done}\n\nwritten to  {out}"
@@ -221,19 +230,17 @@ def bench(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that prune wrote.")],
     model: Annotated[str, typer.Option(help=MODEL_HELP)],
     backend: Annotated[
-        Texts, typer.Option(help="eager, compile or onnxruntime; repeat it for several. Else eager.")
+        Texts, typer.Option(help="eager, compile or onnxruntime; repeat it for several. By default eager.")
     ] = None,
     batch: Annotated[
-        Wholes, typer.Option(help="Samples in a pass; repeat it for several. Else those of the input.")
+        Wholes, typer.Option(help="Samples in a pass; repeat it for several. By default those of the input.")
     ] = None,
     input: Annotated[Texts, typer.Option(help=INPUT_HELP)] = None,
     data: Annotated[Text, typer.Option(help=DATA_HELP)] = None,
-    rounds: Annotated[int, typer.Option(help="Passes of each model that count.")] = 30,
-    warmup: Annotated[int, typer.Option(help="Passes before them that do not.")] = 5,
-    confidence: Annotated[float, typer.Option(help="Of the intervals, in (0, 1).")] = 0.95,
-    threads: Annotated[
-        Whole, typer.Option(help="Threads within an operator; all cores if not given.")
-    ] = None,
+    rounds: Annotated[int, typer.Option(help="Number of timed passes of each model.")] = 30,
+    warmup: Annotated[int, typer.Option(help="Number of untimed passes before them.")] = 5,
+    confidence: Annotated[float, typer.Option(help="Confidence of the intervals, in (0, 1).")] = 0.95,
+    threads: Annotated[Whole, typer.Option(help="Threads within an operator; by default all cores.")] = None,
     seed: Seed = 0,
     json: Json = False,
     debug: Debug = False,
@@ -272,7 +279,7 @@ def bench(
 
 def prune_checkpoint(
     directory: Annotated[
-        Path, typer.Argument(help="Folder with config.json and safetensors, whole or sharded.")
+        Path, typer.Argument(help="Folder with config.json and one or several safetensors files.")
     ],
     plan: Annotated[
         Path, typer.Option(help="Plan for its experts: a file of Plan.to_json, or what prune wrote to --out.")

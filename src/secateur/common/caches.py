@@ -1,4 +1,4 @@
-"""What a forward pass computes once and keeps: tables by length, weights made ready, the last features."""
+"""Remove values that a forward pass has cached: tables for a length, converted weights, the last features."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from secateur.common.models import evaluating
 from secateur.common.outputs import agree, tensors_of
 from secateur.common.preserving import ATOMS, PLAIN, is_own, preserved
 
-Given = tuple[tuple[Any, ...], Mapping[str, Any]]
-"""Arguments of a model: positional ones, and those by name."""
+CallArguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""Positional and keyword arguments of a model."""
 
 MOST = 64
-"""The most tensors that are tried one by one."""
-MARKS = 4
-"""The most marks beside a tensor, such as the size that it was made for, that are tried one by one."""
+"""At most this many tensors are tried one by one."""
+MOST_FLAGS = 4
+"""At most this many attributes beside a tensor, such as the size it was made for, are tried one by one."""
 _FAR = 3
-"""How many containers and objects may lie inside each other."""
+"""Largest depth of containers and objects that are searched."""
 
 
 class Slot(NamedTuple):
-    """Where a tensor is kept, or what says for what it was made.
+    """The place of a cached tensor, or of an attribute that says what it was made for.
 
     Attributes:
-        path: The module.
-        keys: The names and keys that lead from the module's attributes to it.
-        is_entry: Whether it is an entry of a dictionary; else it is an attribute.
+        path: Path of the module.
+        keys: Attribute name and keys that lead from the module to the place.
+        is_entry: Whether the place is an entry of a dictionary; else it is an attribute.
     """
 
     path: str
@@ -45,24 +45,24 @@ class Slot(NamedTuple):
 
 
 Cleared = dict[Slot, str]
-"""How each slot is cleared: see `_clear`."""
+"""How each slot is cleared; see `_clear`."""
 
 
 @contextmanager
-def without_caches(model: nn.Module, arguments: Callable[[], Given]) -> Iterator[None]:
-    """Inside, a model lacks the tensors that its forward pass would make again. After it, they are back.
+def without_caches(model: nn.Module, arguments: Callable[[], CallArguments]) -> Iterator[None]:
+    """Remove cached tensors inside the block: those that the next forward pass would make again.
 
-    They may be in attributes, in lists, dictionaries and objects, or in buffers that no file holds. So may
-    what the code remembers beside them: that they were made, or for which size. A capture would take them for
-    constants, a smaller copy would go on with those of the old size, and changed weights would not show.
+    They may be in attributes, in lists, dictionaries and objects, or in non-persistent buffers. Attributes
+    that say that they were made, or for which size, are reset, too. Otherwise a capture would take the
+    tensors for constants, a smaller copy would use those of the old size, and changed weights would have no
+    effect on them. After the block everything is restored.
 
     Args:
         model: Any model.
-        arguments: Gives arguments with which it runs, positional ones and those by name. It is only called
-            if the model keeps tensors.
+        arguments: Returns arguments that the model runs on. It is called only if the model keeps tensors.
     """
     slots = kept_tensors(model)
-    cleared = made_again(model, slots, *arguments()) if slots else {}
+    cleared = rebuilt_tensors(model, slots, *arguments()) if slots else {}
     if not cleared:
         yield
         return
@@ -75,7 +75,7 @@ def kept_tensors(model: nn.Module) -> dict[Slot, Any]:
     """Return the tensors, and the lists and tuples with tensors, that a model's state dict leaves out."""
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     found: dict[Slot, Any] = {}
-    seen = set[int]()  # such as a configuration that all modules share
+    seen = set[int]()  # objects that are shared, such as a configuration
 
     def look(slot: Slot, value: Any) -> None:
         if type(value) in ATOMS or id(value) in seen or len(slot.keys) > _FAR:
@@ -113,7 +113,7 @@ _BUFFERS = "_buffers"
 
 
 def _holds(value: Any, own: Collection[int]) -> bool:
-    """Whether a value is a tensor that no parameter or buffer is, or a list or tuple with one."""
+    """Whether a value is a tensor that is no parameter or buffer, or a list or tuple with one."""
     if isinstance(value, tuple | list):
         return len(value) < MOST and any(_holds(held, own) for held in value)
     return type(value) is Tensor and not value.is_meta and id(value) not in own
@@ -126,7 +126,7 @@ def _is_object(value: Any) -> bool:
 
 
 def _holder(model: nn.Module, slot: Slot) -> dict[Any, Any] | None:
-    """Return the dictionary, or the attributes, in which a slot is; None if it is not there any more."""
+    """Return the dictionary, or the attributes, that a slot is in; None if it no longer exists."""
     held: Any = vars(model.get_submodule(slot.path))
     for key in slot.keys[:-1]:
         held = held.get(key)
@@ -137,28 +137,35 @@ def _holder(model: nn.Module, slot: Slot) -> dict[Any, Any] | None:
     return found
 
 
-def made_again(
+def rebuilt_tensors(
     model: nn.Module, slots: Mapping[Slot, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Cleared:
-    """Find the tensors without which the model gives the same, and which are there again after that."""
+    """Find the tensors that a forward pass makes again: without them the outputs are the same.
+
+    Returns:
+        The slots of these tensors, and of the attributes beside them, with the way to clear each.
+    """
 
     def run(cleared: Cleared) -> list[Tensor]:
-        """The second pass on the same arguments: some code makes a table anew only for another size."""
+        """Run once, clear the slots, and run again on the same arguments. Return the second outputs.
+
+        The first pass is needed because some code makes a new table only if the size has changed.
+        """
         with evaluating(model), torch.no_grad(), seeded(0):
             model(*args, **kwargs)
             _clear(model, cleared)
-            model._apply(lambda tensor: tensor.to(tensor.dtype))  # the model itself may convert them too
+            model._apply(lambda tensor: tensor.to(tensor.dtype))  # as a conversion of the model does
             found = tensors_of(model(*args, **kwargs))
             there.update(kept_tensors(model))
             there.update((flag, value_of(model, flag)) for flag in flags)
             return found
 
     def made(cleared: Cleared) -> Cleared | None:
-        """Those that are there again; None if the model gives something else without them all."""
+        """Return the slots that are filled again; None if the outputs differ without their values."""
         there.clear()
         try:
             outputs = run(cleared)
-        except Exception:  # code that needs what is missing may fail in any way
+        except Exception:  # code may fail in any way if a value is missing
             return None
         if settings := {slot for slot in cleared if slot in flags and not is_back(slot)}:
             return made({slot: way for slot, way in cleared.items() if slot not in settings})
@@ -168,11 +175,11 @@ def made_again(
         return type(there[flag]) is type(flags[flag]) and bool(there[flag] == flags[flag])
 
     def first_made(chosen: Mapping[Slot, Any]) -> Cleared | None:
-        marks = [flag for flag in flags if flag.path in {slot.path for slot in chosen}]
+        near_flags = [flag for flag in flags if flag.path in {slot.path for slot in chosen}]
         ways = _WAYS if any(type(value) is list for value in chosen.values()) else _WAYS[:-1]
         beside: list[Cleared] = [{}]
-        for number in _NUMBERS if marks else ():
-            beside += [dict.fromkeys(marks, number), *({mark: number} for mark in marks[:MARKS])]
+        for number in _NUMBERS if near_flags else ():
+            beside += [dict.fromkeys(near_flags, number), *({one: number} for one in near_flags[:MOST_FLAGS])]
         for cleared, way in itertools.product(beside, ways):
             again = made(dict.fromkeys(chosen, way) | cleared)
             if again is not None and set(again) - set(flags):
@@ -183,7 +190,7 @@ def made_again(
     flags.update(dict.fromkeys(_flags(model, slots)))
     try:
         wanted = run({})
-    except Exception:  # the caller finds out
+    except Exception:  # the model does not run: the caller will see the error
         return {}
     flags.update((flag, there[flag]) for flag in flags)
     if (found := first_made(slots)) is not None:
@@ -201,9 +208,9 @@ _NUMBERS = {"zero": 0, "minus": -1}
 
 
 def _clear(model: nn.Module, cleared: Mapping[Slot, str]) -> None:
-    """Clear slots. Entries of dictionaries go; attributes become None, are deleted, or become an empty list.
+    """Clear slots: remove dictionary entries; set attributes to None or an empty list, or delete them.
 
-    What the code remembers beside them becomes False, 0 or -1, or None: a value that asks for new ones.
+    Attributes that say what a tensor was made for become False, 0, -1 or None, so that code makes a new one.
     """
     for slot, way in cleared.items():
         held, key = _holder(model, slot), slot.keys[-1]
@@ -220,13 +227,13 @@ def _clear(model: nn.Module, cleared: Mapping[Slot, str]) -> None:
 
 
 def value_of(model: nn.Module, slot: Slot) -> Any:
-    """What a slot holds; None if it is not there any more."""
+    """Return the value in a slot; None if the slot no longer exists."""
     held = _holder(model, slot)
     return None if held is None else held.get(slot.keys[-1])
 
 
 def _flags(model: nn.Module, slots: Iterable[Slot]) -> list[Slot]:
-    """Return the plain attributes that methods set beside kept tensors, such as the size they are for."""
+    """Find plain attributes that methods set together with cached tensors, such as their size."""
     found: dict[Slot, None] = {}
     for slot in slots:
         module, name = model.get_submodule(slot.path), next(k for k in slot.keys if k != _BUFFERS)
@@ -239,13 +246,13 @@ def _flags(model: nn.Module, slots: Iterable[Slot]) -> list[Slot]:
 
 
 def _set_beside(kind: type, name: str) -> frozenset[str]:
-    """Return the attributes that a class sets in methods that name another one, but the constructor."""
+    """Return attributes that a class sets in methods that mention `name`, except the constructor."""
     stored = (_stored(code) for code in _methods(kind) if name in code.co_names)
     return frozenset[str]().union(*stored) - {name}
 
 
 def _may_be_set(kind: type, name: str) -> bool:
-    """Whether a class sets a buffer, or registers one, in a method other than the constructor."""
+    """Whether a class sets or registers a buffer in another method than the constructor."""
     return any(
         "register_buffer" in code.co_names or (name in code.co_names and name in _stored(code))
         for code in _methods(kind)

@@ -1,4 +1,4 @@
-"""What an exception of the user's code, or of another library, means to the user."""
+"""Explain exceptions of the user's code and of other libraries, for our error messages."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _NO_MODELS = (
     "<string>",
     "<eval_with",
 )
-"""Where files begin that are neither the user's nor of a library of models."""
+"""Folders of code that is neither the user's nor a library of models."""
 
 _CAPTURES = tuple(str(Path(_NO_MODELS[0], part)) for part in ("_dynamo", "_subclasses", "export", "fx"))
-"""Where the files of PyTorch begin that capture."""
+"""Folders of PyTorch's capture."""
 
 _ADVICE = (
     "caused by",
@@ -43,7 +43,7 @@ _ADVICE = (
     "to debug",
     "user stack",
 )
-"""How sentences begin that speak to those who work on PyTorch."""
+"""Beginnings of sentences that are for developers of PyTorch, and are left out."""
 
 _KINDS = (
     (
@@ -53,56 +53,56 @@ _KINDS = (
     ),
     (
         "pack_padded_sequence|pad_packed_sequence|h_zeros|forward hx = torch.zeros",
-        "sequences are packed by lengths that are no integer input, nor computed from integers alone. Pass "
-        "the lengths as a tensor of integers, or prune what stands before and behind as models of their own",
+        "sequences are packed by lengths that are neither an integer input nor computed from integers. Pass "
+        "the lengths as a tensor of integers, or prune the parts before and after as separate models",
     ),
     (
         r"data-dependent|Could not extract specialized integer|unbacked|SymFloat|\.item\(\)",
-        "what the forward pass does there depends on the values of a tensor, and a capture has to hold for "
-        "all values. {remedy}",
+        "the code there depends on the values of a tensor, and a capture must be valid for all values. "
+        "{remedy}",
     ),
     (
         r"numpy\(\)|__array__|tolist\(\)|converted to numpy",
-        "values leave PyTorch there, and a capture has none. Compute with tensors throughout",
+        "values leave PyTorch there, and a capture has no values. Compute with tensors only",
     ),
     (
         "unhashable type: .*Sym",
-        "a size is the key of a dictionary or a cached function there. Make the table anew",
+        "a size is the key of a dictionary or of a cached function there. Compute the value each time",
     ),
     (
         "DataDependentOutput",
-        "what is called there looks at the values of a tensor, and a capture has to hold for all values. "
+        "the function there reads the values of a tensor, and a capture must be valid for all values. "
         "{remedy}, or compute it with other functions",
     ),
     (
         r"fake tensor in the exported program constant|lift_constants_pass|grad_impl\(|grad_and_value_impl",
         "a capture loses track of a tensor, most likely because the forward pass takes a derivative "
         "(torch.autograd.grad, backward() or torch.func.grad). Prune the network that it differentiates as a "
-        "model of its own, and put the result in its place. If it uses .data, write .detach()",
+        "separate model, and put the result in its place. If it uses .data, write .detach()",
     ),
     (
         "no fake impl|[Mm]eta kernel|abstract impl|register_fake",
-        "nothing says what the custom operator there returns. Use torch.library.register_fake",
+        "PyTorch does not know what the custom operator there returns. Use torch.library.register_fake",
     ),
     (
         "SymInt|FakeTensor|FunctionalTensor|ProxyTensor",
-        "what is called there needs values of tensors, or sizes that are numbers, and a capture has none. "
+        "the function there needs values of tensors, or sizes as plain numbers, and a capture has none. "
         "Compute with PyTorch's own functions",
     ),
 )
-"""What an error's text or the names of what was running contain; and what it means, with what to do."""
+"""Patterns in an error's text or stack; and for each, what the error means and what to do."""
 
 
 def source_line(error: BaseException) -> str:
-    """The innermost line of the user's code, or of a library of models, that was running.
+    """Return the innermost line of the user's code, or of a library of models, that was running.
 
-    As ``net.py:12: x = x.reshape(4, -1)``; empty if there is none.
+    For example ``net.py:12: x = x.reshape(4, -1)``; empty if there is none.
     """
     return next((line for frame in reversed(_frames(error)) if (line := line_of(frame))), "")
 
 
 def line_of(frame: Any) -> str:
-    """`source_line` of what was running in a frame, from a traceback; empty if the code is not the user's."""
+    """Return the `source_line` of one frame of a traceback; empty if the code is not the user's."""
     if not isinstance(frame, traceback.FrameSummary) or not _holds_models(frame.filename):
         return ""
     code = frame.line or linecache.getline(frame.filename, frame.lineno or 0)
@@ -110,7 +110,7 @@ def line_of(frame: Any) -> str:
 
 
 def running_line(frame: FrameType | None) -> str:
-    """`source_line` of what is running in a frame and those that called it."""
+    """Return the `source_line` of what is running now in a frame or its callers; empty if there is none."""
     while frame is not None:
         code = frame.f_code
         if line := line_of(traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name)):
@@ -120,21 +120,21 @@ def running_line(frame: FrameType | None) -> str:
 
 
 def said(error: BaseException, *, capturing: bool = False, where: bool = True) -> str:
-    """Where an error arose and what it says, in at most 400 characters, without a full stop.
+    """Return the place and the message of an error, in at most 400 characters, without a full stop.
 
     Args:
-        error: Of the user's code, or of another library.
-        capturing: Whether it stopped a capture: then what is known to do so is said in our words.
-        where: False leaves the place out.
+        error: An error of the user's code or of another library.
+        capturing: Whether it stopped a capture. Then known errors are explained in our own words.
+        where: Whether to include the place.
 
     Example:
         >>> said(ValueError("expected 3 channels, got 4. Please file an issue."))
         'ValueError: expected 3 channels, got 4'
     """
-    if isinstance(error, SecateurError):  # which says where and what to do
+    if isinstance(error, SecateurError):  # its message has the place and what to do
         return str(error).rstrip(".")
-    told = (f"{type(each).__name__}: {each}" for each in _chain(error))
-    text = "\n".join([*told, *(f"{f.name} {f.line}" for f in _frames(error))])
+    messages = (f"{type(each).__name__}: {each}" for each in _chain(error))
+    text = "\n".join([*messages, *(f"{f.name} {f.line}" for f in _frames(error))])
     kinds = _KINDS if capturing else ()
     known = next((meaning for pattern, meaning in kinds if re.search(pattern, text)), "")
     first = _first_sentence(error)
@@ -147,17 +147,17 @@ def said(error: BaseException, *, capturing: bool = False, where: bool = True) -
 
 
 def _is_of_capture(error: BaseException) -> bool:
-    """Whether an error is a slip in the code that captures, not what it says of the user's code."""
+    """Whether an error is a bug in PyTorch's capture, not a message about the user's code."""
     frames = _frames(error)
     slip = isinstance(error, AttributeError | AssertionError | IndexError | KeyError | NotImplementedError)
     return slip and bool(frames) and frames[-1].filename.startswith(_CAPTURES)
 
 
 def _remedy(error: BaseException) -> str:
-    """What to write instead of code that depends on values: by the expression that was running."""
+    """Advise what to write instead of code that depends on values, by the expression that was running."""
     frame = next((f for f in reversed(_frames(error)) if line_of(f)), None)
     code = linecache.getline(frame.filename, frame.lineno or 0).rstrip() if frame is not None else ""
-    start = getattr(frame, "colno", None) or 0  # which expression of a line it is, Python 3.11 tells
+    start = getattr(frame, "colno", None) or 0  # the expression within the line; from Python 3.11 on
     end = getattr(frame, "end_colno", None) or len(code)
     before, running, after = code[:start].rpartition(";")[2], code[start:end], code[end:].partition(";")[0]
     statement = before + running + after
@@ -172,19 +172,19 @@ def _remedy(error: BaseException) -> str:
 
 
 def details(error: BaseException) -> str:
-    """All that Python prints of an error, for `SecateurError.details`."""
+    """Return the traceback that Python would print, for `SecateurError.details`."""
     return "".join(traceback.format_exception(error))
 
 
 def _first_sentence(error: BaseException) -> str:
-    """What an error says first that is meant for the user, without a full stop."""
+    """Return the first sentence of an error that is meant for users, without a full stop."""
     sentences = re.split(r"\n|(?<=[.!?])\s+(?=[A-Z(])", str(error))
     told = [" ".join(s.split()) for s in sentences if s.strip() and not s.strip().lower().startswith(_ADVICE)]
     return _cut(told[0].rstrip(" .:"), 160) if told else ""
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """An error and what led to it, the cause first."""
+    """Return an error and its causes, the first cause first."""
     found = [error]
     while (before := found[0].__cause__ or found[0].__context__) is not None and before not in found:
         found.insert(0, before)

@@ -27,24 +27,24 @@ from secateur.errors import ArtefactError
 INDEX = "model.safetensors.index.json"
 
 SMALL = 1 << 16
-"""Tensors of fewer bytes stay in memory: a file for each would cost more than it saves."""
+"""Tensors with fewer bytes stay in memory: a file for each would cost more than it saves."""
 
 
 def map_weights(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
     """Give a model the weights in a folder of safetensors files, without reading them into memory.
 
-    The tensors lie in the files. A page of a file is read when it is used, and the system drops it when
-    memory is short. So the model may be larger than the memory: `score`, `apply`, `repair` and `verify` go
-    through such a model part by part, and what they make is kept in temporary files. Changing a tensor does
-    not change the files.
+    The tensors stay in the files. The system reads a page of a file when it is used, and drops it when memory
+    is short. So the model may be larger than the memory: `score`, `apply`, `repair` and `verify` process such
+    a model part by part, and keep new tensors in temporary files. Changing a tensor does not change the
+    files.
 
     Args:
-        model: Usually on the meta device, where it takes no memory. Tensors that the files do not have, such
-            as tables made by the constructor, must have values: build the model inside
-            ``sc.empty_weights()``, which leaves these in memory. It is changed in place, and takes the
-            floating dtype that each tensor has in its file.
-        folder: With ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists; or one
-            such file.
+        model: The model, which is changed in place; usually on the meta device, where it takes no memory.
+            Tensors that are in no file, such as tables made by the constructor, must have values: build the
+            model inside ``sc.empty_weights()``, which leaves these in memory. Floating tensors get the dtype
+            that they have in the files.
+        folder: A folder with ``model.safetensors``, or with the shards that
+            ``model.safetensors.index.json`` lists; or one safetensors file.
 
     Returns:
         The model, in evaluation mode.
@@ -106,12 +106,12 @@ def _check_fits(folder: str | os.PathLike[str], name: str, old: Tensor, new: Ten
 
 
 def check_kind(where: str, name: str, old: Tensor, new: Tensor) -> None:
-    """Check that a tensor from a file may take the place of the model's.
+    """Check that a tensor from a file may replace a tensor of the model.
 
-    Floats may have another precision, of two bytes or more; all other dtypes stay.
+    Floats may have another precision of at least two bytes; other dtypes must be equal.
 
     Raises:
-        ArtefactError: It has another kind of dtype.
+        ArtefactError: The dtypes do not fit.
     """
     floats = [t.is_floating_point() and t.element_size() > 1 for t in (old, new)]
     if old.dtype != new.dtype and not all(floats):
@@ -122,8 +122,8 @@ def check_kind(where: str, name: str, old: Tensor, new: Tensor) -> None:
 
 
 def is_mapped(tensor: Tensor) -> bool:
-    """Whether a tensor lies in a file."""
-    # Other classes may have no storage.
+    """Whether a tensor's values are in a file."""
+    # Subclasses of Tensor may have no storage.
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
     return plain and hasattr(tensor.untyped_storage(), "secateur_in_file")
 
@@ -133,15 +133,15 @@ def any_mapped(tensors: Iterable[Any]) -> bool:
     return any(isinstance(value, Tensor) and is_mapped(value) for value in tensors)
 
 
-def settled(tensor: Tensor, like: Tensor) -> Tensor:
-    """Move a newly made tensor to a temporary file, if the one that it was made from lies in a file.
+def stored_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Store a new tensor in a temporary file if the tensor that it was made from is in a file.
 
     Args:
-        tensor: It shares memory with nothing, and has no history.
-        like: What it was made from.
+        tensor: The new tensor. It must not share memory, nor have a gradient history.
+        like: The tensor that it was made from.
 
     Returns:
-        The tensor, or one with the same values in a file.
+        The tensor itself, or one with the same values in a file.
     """
     if not is_mapped(like) or tensor.numel() * tensor.element_size() < SMALL or is_mapped(tensor):
         return tensor
@@ -149,10 +149,10 @@ def settled(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def empty_file(size: int, dtype: torch.dtype) -> Tensor:
-    """Return a tensor of zeros [size] in a temporary file, which goes when the tensor does.
+    """Return a tensor of zeros [size] in a temporary file, which is deleted with the tensor.
 
     Raises:
-        ArtefactError: The disk has too little room.
+        ArtefactError: The disk has too little space.
     """
     handle, path = tempfile.mkstemp(prefix="secateur-")
     try:
@@ -161,24 +161,24 @@ def empty_file(size: int, dtype: torch.dtype) -> Tensor:
         return _from_file(path, size, dtype, shared=True)
     except OSError as error:
         raise ArtefactError(
-            f"{Path(path).parent}: expected room for a temporary file of {size * dtype.itemsize} bytes, got "
+            f"{Path(path).parent}: expected space for a temporary file of {size * dtype.itemsize} bytes, got "
             f"{error.strerror}. Set TMPDIR to a folder on a larger disk."
         ) from error
     finally:
         os.close(handle)
         if sys.platform != "win32":  # there, a file in use cannot be deleted
-            os.unlink(path)  # the space is free again when the tensor is
+            os.unlink(path)  # the space is freed when the tensor is
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """Copy a tensor, without history. The copy of one in a file is in a temporary file."""
-    return settled(tensor.detach().clone(), tensor)
+    """Copy a tensor without its gradient history. If it is in a file, the copy is in a temporary file."""
+    return stored_like(tensor.detach().clone(), tensor)
 
 
 def release(tensors: Iterable[Any]) -> None:
     """Tell the system that the pages of tensors in files are not needed soon. Their values stay.
 
-    Only Linux has a call for this; elsewhere the system decides alone.
+    Only Linux has a call for this. Other systems decide by themselves.
     """
     if sys.platform != "linux":
         return
@@ -193,28 +193,28 @@ def release(tensors: Iterable[Any]) -> None:
 
 
 def trim() -> None:
-    """Give memory that was freed back to the system, where the C library has a call for it."""
+    """Return freed memory to the system, if the C library has a call for it."""
     system = ctypes.CDLL(None) if sys.platform == "linux" else None
     if system is not None and hasattr(system, "malloc_trim"):
         system.malloc_trim(0)
 
 
 _PAGEOUT = 21
-"""MADV_PAGEOUT of Linux 5.4: what was changed is written, what was not is dropped."""
+"""MADV_PAGEOUT of Linux 5.4: changed pages are written to the file, others are dropped."""
 
 
 def _from_file(path: str | Path, size: int, dtype: torch.dtype, *, shared: bool) -> Tensor:
-    """Map a file into memory. What tensors share, their storage, is marked."""
+    """Map a file into memory, and mark the storage, so that `is_mapped` knows all tensors that share it."""
     found = torch.from_file(str(path), shared=shared, size=size, dtype=dtype)
     found.untyped_storage().secateur_in_file = True  # type: ignore[attr-defined]
     return found
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint.
+    """List the safetensors files of a checkpoint.
 
     Raises:
-        ArtefactError: One is missing.
+        ArtefactError: A file is missing.
     """
     if os.path.isfile(folder):
         return [folder]
@@ -231,7 +231,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 class _Index(BaseModel):
-    """A list of shards. What else Transformers writes into it is not read."""
+    """The list of shards that Transformers writes. Other fields are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -250,9 +250,9 @@ def _read_index(file: Path) -> _Index:
 
 
 def _mapped(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, as views of the file in memory.
+    """Return the tensors of a safetensors file as views of the mapped file.
 
-    The format: 8 bytes with the length of a header; the header, JSON with dtype, shape and place of each
+    The format: 8 bytes with the length of the header; the header, JSON with dtype, shape and position of each
     tensor; the bytes of the tensors.
     """
     found = {}
@@ -265,9 +265,9 @@ def _mapped(path: Path) -> dict[str, Tensor]:
                 f"{path}: expected a safetensors file, got one that cannot be mapped: {error}. Save it again."
             ) from error
         if not file.is_at(path):
-            raise ArtefactError(f"{path}: expected a file that stays, got one that was replaced. Try again.")
+            raise ArtefactError(f"{path}: expected an unchanged file, got one that was replaced. Try again.")
         for name, entry in file.entries.items():
-            if entry.dtype not in DTYPES:  # as if it were not there
+            if entry.dtype not in DTYPES:  # tensors of unknown dtypes are ignored
                 continue
             dtype = DTYPES[entry.dtype]
             first, last = (file.start + at for at in entry.data_offsets)

@@ -1,4 +1,4 @@
-"""A user's module: what is inside its wrappers, where it lives, and evaluation mode for a while."""
+"""A user's module: unwrap it, find its device, and run it in evaluation mode."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ A = TypeVar("A")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`.
+    """Return the module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`.
 
     Raises:
-        SettingError: If `model` is not an `nn.Module`, or FSDP shards it.
+        SettingError: `model` is no `nn.Module`, or FSDP shards it.
     """
     while True:
         inner = getattr(model, "_orig_mod", None)
@@ -31,7 +31,9 @@ def unwrap(model: nn.Module) -> nn.Module:
             break
         model = inner
     if not isinstance(model, nn.Module):
-        raise SettingError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
+        raise SettingError(
+            f"model: expected a torch.nn.Module, got {type(model).__name__}. Pass the model itself."
+        )
     if any(_SHARDED & {cls.__name__ for cls in type(module).__mro__} for module in model.modules()):
         raise SettingError(
             f"model: expected all weights in each process, got {type(model).__name__}, which FSDP shards. "
@@ -43,18 +45,22 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 _SHARDED = {"FSDPModule", "FullyShardedDataParallel"}
-"""Classes of modules whose parameters lie in several processes."""
+"""Classes of modules whose parameters are divided among processes."""
 
 
 @contextmanager
 def evaluating(
     model: nn.Module, *, training: bool = False, fast_path: bool = False, state: State | None = None
 ) -> Iterator[None]:
-    """Evaluation mode inside the block, or training mode; what forward passes change is put back.
+    """Run a model inside the block without lasting effects: all that forward passes change is restored.
 
-    The model gets copies of its inputs, so that one that writes into them leaves the caller's alone.
-    `fast_path` lets PyTorch's transformer layers take theirs: only where the user's own use is measured.
-    `state` is what is put back, where it is known already; for training it holds the parameters' values.
+    The model gets copies of its inputs, because it may write into them.
+
+    Args:
+        model: The model.
+        training: True for training mode, False for evaluation mode.
+        fast_path: Allow the fast path of PyTorch's transformer layers; only to measure how users run a model.
+        state: The state to restore, if the caller has it. For training it must hold the parameters' values.
     """
     with ExitStack() as undo:
         if state is None:
@@ -68,10 +74,10 @@ def evaluating(
 
 @contextmanager
 def evaluation_mode(model: nn.Module, *, training: bool = False, fast_path: bool = False) -> Iterator[None]:
-    """Evaluation or training mode inside the block, without key-value caches; all is restored afterwards.
+    """Set evaluation or training mode inside the block, without key-value caches and the fast path.
 
-    A language model whose configuration says `use_cache` returns its cache beside its logits, which no
-    capture can hold and no comparison needs. So it is with the fast path of PyTorch's transformer layers.
+    With `use_cache` in its configuration, a language model also returns its cache, which a capture cannot
+    hold and a comparison does not need. A capture cannot hold the fast path of transformer layers either.
     """
     modes = [(module, module.training) for module in model.modules()]
     configs = {id(c): c for m, _ in modes if (c := getattr(m, "config", None)) is not None}
@@ -92,7 +98,7 @@ def evaluation_mode(model: nn.Module, *, training: bool = False, fast_path: bool
 
 
 def set_mode(model: nn.Module, *, training: bool) -> None:
-    """Switch to training or evaluation mode, also a module that has no such switch."""
+    """Switch to training or evaluation mode, even if the module's own methods refuse to."""
     try:
         model.train() if training else model.eval()
     except NotImplementedError:  # an exported program's module computes what was captured, in any mode
@@ -105,7 +111,7 @@ def _copied(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 def copied(arguments: A) -> A:
-    """The same arguments in tensors and containers of their own; a tensor that comes twice still does."""
+    """Copy arguments with their tensors and containers. A tensor that occurs twice is copied once."""
     made: dict[int, Any] = {}
 
     def copy_of(leaf: Any) -> Any:
@@ -119,12 +125,12 @@ def copied(arguments: A) -> A:
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of the state dict by name, without the extra state that some modules put beside them."""
+    """Return the tensors of the state dict by name, without the extra state of some modules."""
     return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first tensor lives (the CPU if it has none)."""
+    """Return the device of the model's first tensor; the CPU if it has none."""
     found: torch.Tensor | None = next(model.parameters(), None)
     if found is None:
         found = next(iter(named_tensors(model).values()), None)

@@ -1,4 +1,4 @@
-"""What a model returns, whatever it is: tensors in lists and dictionaries, in objects, in distributions."""
+"""The outputs of a model: find tensors in lists, dictionaries and objects of any class."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _PLAIN = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, int, float,
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Object:
-    """An object's attributes, or a mapping's entries, and what they make again.
+    """An object or a mapping, taken apart so that PyTorch's trees can hold it.
 
     Attributes:
         cls: Its class.
-        names: Of attributes or entries.
-        rest: Attributes of a mapping.
-        values: Of attributes or entries, as trees.
+        names: Names of the attributes or entries.
+        rest: The attributes of a mapping.
+        values: Values of the attributes or entries, as trees.
     """
 
     cls: Any
@@ -28,22 +28,22 @@ class _Object:
     rest: dict[str, Any]
     values: list[Any]
 
-    def made(self) -> Any:
-        """An object of the same class that holds the same."""
-        made = self.cls.__new__(self.cls)
+    def rebuilt(self) -> Any:
+        """Return an object of the same class with the same values."""
+        rebuilt = self.cls.__new__(self.cls)
         held = dict(zip(self.names, self.values, strict=True))
-        if isinstance(made, dict):
-            dict.update(made, held)
-            getattr(made, "__dict__", {}).update({k: held.get(k, v) for k, v in self.rest.items()})
+        if isinstance(rebuilt, dict):
+            dict.update(rebuilt, held)
+            getattr(rebuilt, "__dict__", {}).update({k: held.get(k, v) for k, v in self.rest.items()})
         else:
             for name, value in held.items():
-                object.__setattr__(made, name, value)
-        return made
+                object.__setattr__(rebuilt, name, value)
+        return rebuilt
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Constant:
-    """What holds no tensor and passes through a capture as it is."""
+    """A value without tensors. A capture returns it unchanged."""
 
     value: Any
 
@@ -51,28 +51,28 @@ class _Constant:
 pytree.register_pytree_node(
     _Object,
     lambda o: (o.values, (o.cls, o.names, o.rest)),
-    lambda values, about: _Object(about[0], about[1], about[2], list(values)).made(),
+    lambda values, about: _Object(about[0], about[1], about[2], list(values)).rebuilt(),
 )
 pytree.register_pytree_node(_Constant, lambda o: ([], o.value), lambda _, value: value)
 
 
-def opened(output: Any) -> Any:
-    """The same with what PyTorch's trees do not know, as trees; unflattened it is what it was.
+def as_trees(output: Any) -> Any:
+    """Replace objects that PyTorch's trees do not know by trees. Unflattening restores the objects.
 
     Example:
         >>> from types import SimpleNamespace
-        >>> leaves, spec = pytree.tree_flatten(opened([SimpleNamespace(a=torch.ones(1), b=torch.float32)]))
+        >>> leaves, spec = pytree.tree_flatten(as_trees([SimpleNamespace(a=torch.ones(1), b=torch.float32)]))
         >>> leaves
         [tensor([1.])]
         >>> pytree.tree_unflatten(["other"], spec)
         [namespace(a='other', b=torch.float32)]
     """
-    return pytree.tree_map(lambda leaf: _opened(leaf, ()), output)
+    return pytree.tree_map(lambda leaf: _as_trees(leaf, ()), output)
 
 
 def tensors_of(output: Any) -> list[torch.Tensor]:
-    """All tensors that a model returned, in order."""
-    return [leaf for leaf in pytree.tree_leaves(opened(output)) if isinstance(leaf, torch.Tensor)]
+    """Return all tensors in a model's output, in order."""
+    return [leaf for leaf in pytree.tree_leaves(as_trees(output)) if isinstance(leaf, torch.Tensor)]
 
 
 def has_nan(outputs: list[torch.Tensor]) -> bool:
@@ -87,7 +87,7 @@ def is_finite_somewhere(outputs: list[torch.Tensor]) -> bool:
 
 
 def _numbers(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Those of the tensors that hold floating or complex numbers, and of which there is something to see."""
+    """Return the tensors of floating or complex numbers that are not empty and can be read."""
     return [
         t
         for t in outputs
@@ -98,14 +98,14 @@ def _numbers(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
     ]
 
 
-def _opened(value: Any, inside: tuple[int, ...]) -> Any:
+def _as_trees(value: Any, inside: tuple[int, ...]) -> Any:
     if isinstance(value, _PLAIN):
         return value
     inside, again = (*inside, id(value)), id(value) in inside
-    if isinstance(value, list | tuple) and not again:  # of a class of their own
-        return [pytree.tree_map(lambda leaf: _opened(leaf, inside), part) for part in value]
+    if isinstance(value, list | tuple) and not again:  # of a class that PyTorch's trees do not know
+        return [pytree.tree_map(lambda leaf: _as_trees(leaf, inside), part) for part in value]
     held = {} if again else _held(value)
-    parts = [pytree.tree_map(lambda leaf: _opened(leaf, inside), part) for part in held.values()]
+    parts = [pytree.tree_map(lambda leaf: _as_trees(leaf, inside), part) for part in held.values()]
     if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(parts)):
         return _Constant(value)
     own = getattr(value, "__dict__", {}) if isinstance(value, dict) else {}
@@ -114,7 +114,7 @@ def _opened(value: Any, inside: tuple[int, ...]) -> Any:
 
 
 def _held(value: Any) -> dict[Any, Any]:
-    """An object's attributes, or a mapping's entries."""
+    """Return an object's attributes, or a mapping's entries."""
     if isinstance(value, nn.Module | type):
         return {}
     if isinstance(value, dict):
@@ -127,11 +127,11 @@ def _held(value: Any) -> dict[Any, Any]:
 
 
 CLOSE = 1e-3
-"""Relative difference of outputs that rounding may make; half precision is allowed fifty times that."""
+"""Largest relative difference that counts as rounding; in half precision, fifty times as much."""
 
 
 def agree(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
-    """Whether two calls returned as many tensors, of the same shapes and types, with close numbers."""
+    """Whether two calls returned equally many tensors, with the same shapes and types and close values."""
     return len(ours) == len(theirs) and all(
         a.shape == b.shape and a.dtype == b.dtype and close(a, b) for a, b in zip(ours, theirs, strict=True)
     )
@@ -141,7 +141,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two outputs of one shape differ by no more than rounding; NaN counts as zero."""
     allowed = CLOSE * (1 if a.dtype in (torch.float32, torch.float64) else 50)
     error = scale = 0.0
-    # A piece at a time: the outputs of a language model may be the largest tensors that there are.
+    # Piece by piece: the outputs of a language model may be its largest tensors.
     for x, y in zip(*(_pieces(v) for v in (a, b)), strict=True):
         x, y = (torch.nan_to_num(v.double()) for v in (x, y))
         error += float((x - y).square().sum())

@@ -1,7 +1,7 @@
-"""What a forward pass may change in a model, remembered and put back.
+"""Restore everything that a forward pass may change in a model.
 
-Forward passes keep things: caches, counters, the last features, running means in buffers; and `torch.export`
-leaves tensors without data wherever they put them. `preserved` undoes all of it.
+Forward passes store values in the model: caches, counters, the last features, running means in buffers. Under
+`torch.export` these are tensors without data. `preserved` undoes all of this.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from secateur.common.mapped import copied
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 PLAIN = types.SimpleNamespace | argparse.Namespace | UserDict  # type: ignore[type-arg]
-"""Classes of Python's library for settings, of which the objects are looked into."""
+"""Classes of Python's library for settings, whose objects are searched."""
 _FOREIGN = {
     *sys.stdlib_module_names, "accelerate", "lightning", "numpy", "pytorch_lightning", "secateur", "torch",
 }  # fmt: skip
-"""Libraries whose objects are not looked into: they are shared with what does not belong to the model."""
+"""Libraries whose objects are not searched: they are shared with objects outside of the model."""
 _FAR = 2
-"""How far from a module things are looked at: an object's attributes are one step away, a closure two."""
+"""Objects are searched up to this many steps from a module: attributes are one step, closures two."""
 _LONG = 10_000
-"""Of a longer container, the entries are remembered, but not what they hold."""
+"""For a longer container, the entries are remembered, but not searched."""
 
 
 class State:
-    """All that a model holds at one moment, but the values of its parameters.
+    """The state of a model at one moment, without the values of its parameters.
 
-    Of modules, their classes, the lists and dictionaries they hold and the objects in these, it remembers
-    what each attribute and entry is; of tensors that are no parameters also the values. Forward passes in
-    evaluation mode do not write parameters, but that of an embedding with `max_norm`.
+    It has every attribute and entry of the modules, of their classes, of the lists and dictionaries that they
+    hold, and of objects in these. For tensors that are no parameters it also has the values. Forward passes
+    in evaluation mode do not change parameters, except that of an embedding with `max_norm`.
 
     Example:
         >>> net = nn.Module()
@@ -58,27 +58,25 @@ class State:
 
         Args:
             model: Any module.
-            functions: Also what its functions and hooks hold in closures and global containers. Observers
-                keep there what they see.
-            parameters: Also the values of all parameters: training passes may write some (a mean of others).
+            functions: Also remember the closures and global containers of its functions and hooks, where
+                observers store what they see.
+            parameters: Also remember the values of all parameters: training passes may change some.
         """
         self._functions = functions
         self._restorers: list[Callable[[], bool]] = []
-        self._empty: list[
-            dict[Any, Any]
-        ] = []  # apart: most of a module's dictionaries are, as those of hooks
-        self._seen: dict[int, Any] = {}  # the objects too, so that no identity is given out twice
+        self._empty: list[dict[Any, Any]] = []  # kept apart for speed: most dictionaries of modules are empty
+        self._seen: dict[int, Any] = {}  # with the objects, so that no id is used again
         self._see(model, 0)
         for module in model.modules():
             if not parameters and isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm:
                 self._values(module.weight)
         for parameter in model.parameters() if parameters else ():
             self._values(parameter)
-        for buffer in model.buffers():  # those of a scripted module are in no Python dictionary
+        for buffer in model.buffers():  # a scripted module has them in no Python dictionary
             self._see(buffer, 0)
 
     def restore(self) -> bool:
-        """Put everything back; returns whether anything had changed."""
+        """Restore everything. Return whether anything had changed."""
         filled = [entries for entries in self._empty if entries] if any(self._empty) else []
         for entries in filled:
             entries.clear()
@@ -88,7 +86,7 @@ class State:
         if type(value) in ATOMS or steps > _FAR or id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        if type(value) in (dict, OrderedDict):  # first, since most of a module's values are
+        if type(value) in (dict, OrderedDict):  # first, because most values are dictionaries
             self._entries(value, steps)
         elif isinstance(value, Tensor):
             self._tensor(value, copied=steps < _FAR and not isinstance(value, nn.Parameter))
@@ -120,7 +118,7 @@ class State:
             if type(entries) in (dict, OrderedDict) and not entries:
                 self._empty.append(entries)
                 return
-            held = dict(dict.items(entries))  # not by methods of its own
+            held = dict(dict.items(entries))  # the class may have its own items()
             self._restorers.append(functools.partial(_same_entries, entries, held))
             self._each(held.values(), steps)
 
@@ -141,7 +139,7 @@ class State:
         self._each(_holders(function.__globals__[name] for name in names), steps)
 
     def _class(self, cls: type) -> None:
-        """What the classes of a module hold, which a forward pass can write as well."""
+        """Remember the attributes of a module's classes, which a forward pass can change, too."""
         for base in cls.__mro__:
             if id(base) in self._seen:
                 continue

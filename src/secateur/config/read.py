@@ -70,7 +70,8 @@ def _content(config: Path) -> Any:
     kind = {".json": "JSON", ".toml": "TOML"}.get(config.suffix.lower(), "YAML")
     if kind == "TOML" and sys.version_info < (3, 11):
         raise SettingError(
-            f"--config {config}: expected YAML or JSON, got TOML, which needs Python 3.11. Do secateur init."
+            f"--config {config}: expected YAML or JSON, got TOML, which needs Python 3.11. Run "
+            "secateur init, which writes YAML."
         )
     try:
         return _parsed(kind, text)

@@ -111,24 +111,26 @@ class BudgetSection(_Settings):
         default=None, description="Parameters to keep: a fraction or a count.", examples=[0.5]
     )
     sparsity: Share | None = Field(
-        default=None, description="Fraction of single weights that becomes zero, as 0.9.", examples=[0.9]
+        default=None,
+        description="Fraction of single weights to set to zero, for example 0.9.",
+        examples=[0.9],
     )
     latency: str | None = Field(
         default=None,
-        description="Time of a forward pass: a fraction of the dense one (0.6) or a time (30 ms), met by "
-        "measuring on this machine.",
+        description="Most time of a forward pass: a fraction of the dense one (0.6) or a time (30 ms), "
+        "measured on this machine.",
         examples=["30 ms"],
     )
     memory: str | None = Field(
         default=None,
-        description="Weights, activations at their peak, and the cache of tokens: a fraction (0.6) or a "
-        "size (512 MB).",
+        description="Most memory for weights, activations at their peak and the cache of tokens: a fraction "
+        "(0.6) or a size (512 MB).",
         examples=["512 MB"],
     )
     accuracy_drop: str | None = Field(
         default=None,
         description="The most that the accuracy may drop: 1% or 0.01 is one point. The result is the "
-        "cheapest model of which held-out data show that it is within.",
+        "cheapest model for which held-out data confirm this.",
         examples=["1%"],
     )
     loss_rise: str | None = Field(
@@ -138,44 +140,48 @@ class BudgetSection(_Settings):
     )
     perplexity_rise: str | None = Field(
         default=None,
-        description="The same of exp(mean loss), the perplexity of a language model.",
+        description="The most that exp(mean loss) may rise, the perplexity of a language model: 5% or 0.05.",
         examples=["5%"],
     )
     tokens: int | None = Field(
-        default=None, ge=1, description="Tokens in the key-value cache that memory counts.", examples=[4096]
+        default=None,
+        ge=1,
+        description="Number of tokens in the key-value cache, for the bound on memory.",
+        examples=[4096],
     )
     batch: int | None = Field(
         default=None,
         ge=1,
-        description="Samples in the pass that is measured; those of the first batch if not given.",
+        description="Number of samples in the measured pass; by default that of the first batch.",
         examples=[1],
     )
     device: str | None = Field(
         default=None,
-        description="Where latency and memory are measured; where the model is if not given.",
+        description="Device on which latency and memory are measured; by default the model's.",
         examples=["cuda"],
     )
-    backend: Backend = Field(default="eager", description="What runs the models that are timed.")
+    backend: Backend = Field(default="eager", description="Back end that runs the timed models.")
     confidence: float = Field(
-        default=0.95, ge=0.5, lt=1, description="How sure it must be that a bound on quality holds."
+        default=0.95, ge=0.5, lt=1, description="Confidence with which a bound on quality must hold."
     )
     experts: Amount | None = Field(
         default=None,
-        description="How many experts of a mixture stay: a fraction (0.75) or a count.",
+        description="Experts to keep: a fraction (0.75) or a count.",
         examples=[0.75],
     )
     blocks: Amount | None = Field(
         default=None,
-        description="How many residual blocks stay: a fraction (0.75) or a count.",
+        description="Residual blocks to keep: a fraction (0.75) or a count.",
         examples=[0.75],
     )
     spend: bool = Field(
-        default=True, description="Spend what the rule's knob leaves of the budget, unit by unit."
+        default=True,
+        description="Spend the rest of the budget by keeping more units than the rule's knob does.",
     )
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The given bounds by name, without what says how they are met."""
+        """The given bounds by name, without settings on how they are measured."""
         how = {"spend", "tokens", "batch", "device", "backend", "confidence"}
         return self.model_dump(exclude_none=True, exclude=how)
 
@@ -184,12 +190,15 @@ class LimitsSection(_Settings):
     """Limits on what may be removed; see `secateur.Limits`."""
 
     round_to: Annotated[int, Field(ge=1)] | Literal["measured"] = Field(
-        default=1, description="Keep a multiple of this many units in each layer; measured: the fastest one."
+        default=1,
+        description="Number of kept units in each layer is a multiple of this; measured: the fastest one.",
     )
     min_keep: int = Field(default=1, ge=1, description="Keep at least this many units in each layer.")
     max_ratio: float = Field(default=0.99, ge=0, lt=1, description="Remove at most this fraction of a layer.")
     ignore: Listed[str] = Field(
-        default=(), description="Leave groups of this name alone (* and ?).", examples=[("stem",)]
+        default=(),
+        description="Names of groups that are not pruned; * and ? are allowed.",
+        examples=[("stem",)],
     )
 
 
@@ -199,7 +208,7 @@ class ImagesSection(_Settings):
     size: int | None = Field(
         default=None,
         ge=1,
-        description="Height and width in pixels; the model's own if it says so, else 224.",
+        description="Height and width in pixels; by default the model's own, if known, or 224.",
         examples=[224],
     )
     mean: Listed[float] | None = Field(
@@ -217,10 +226,10 @@ class TextSection(_Settings):
 
     tokenizer: str | None = Field(
         default=None,
-        description="Folder of the tokenizer; the model's own folder if not given.",
+        description="Folder of the tokenizer; by default the model's own folder.",
         examples=["folder"],
     )
-    length: int = Field(default=512, ge=1, description="Tokens of a sample.")
+    length: int = Field(default=512, ge=1, description="Number of tokens in a sample.")
 
 
 class CompareSection(_Settings):
@@ -232,13 +241,13 @@ class CompareSection(_Settings):
     )
     macs: Listed[Share] = Field(
         default=(0.8, 0.6, 0.4),
-        description="Fractions of the dense MACs at which they are compared, if no other budget is given.",
+        description="Fractions of the dense MACs to compare at, if no other budget is given.",
     )
     sparsities: Listed[Share] = Field(
         default=(), description="Fractions of single weights that become zero.", examples=[(0.5, 0.7, 0.9)]
     )
     experts: Listed[Share] = Field(
-        default=(), description="Fractions of the experts that stay.", examples=[(0.75, 0.5)]
+        default=(), description="Fractions of the experts to keep.", examples=[(0.75, 0.5)]
     )
     plot: str | None = Field(
         default=None,
@@ -266,7 +275,9 @@ class TransitionSection(_Settings):
         default=(0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97),
         description="Fractions of the weights that are removed.",
     )
-    criterion: Criterion = Field(default="magnitude", description="Which weights of a layer go first.")
+    criterion: Criterion = Field(
+        default="magnitude", description="Score of single weights; the lowest are removed first."
+    )
     repair: MaskRepair = Field(default="variance", description="Repair that is applied to every allocation.")
     share: float = Field(
         default=0.95, gt=0, le=1, description="Part of the dense model's accuracy that counts as recovered."
@@ -290,18 +301,18 @@ class Run(_Settings):
     data: str | None = Field(
         default=None,
         description="Calibration data: module:function, .npz with arrays x and y, a folder of images with "
-        "one folder a class, a Hugging Face dataset folder, a .txt file, or cifar10:DIR, cifar100:DIR, "
-        "svhn:DIR as published; cifar10-test:DIR for the test images.",
+        "one folder for each class, a Hugging Face dataset folder, a .txt file, or cifar10:DIR, "
+        "cifar100:DIR, svhn:DIR as published; cifar10-test:DIR for the test images.",
         examples=["x.npz"],
     )
     evaluation: str | None = Field(
         default=None,
-        description="Data that accuracy is measured on, as for data; else a held-out fifth of the data.",
+        description="Data to measure accuracy on, as for data; by default a held-out fifth of the data.",
         examples=["test.npz"],
     )
     held_out: str | None = Field(
         default=None,
-        description="Data that bounds on quality are decided on, as for data; half of the data if not given.",
+        description="Data to measure bounds on quality on, as for data; by default half of the data.",
         examples=["validation.npz"],
     )
     frontier: Listed[Share] = Field(
@@ -317,12 +328,12 @@ class Run(_Settings):
     )
     input: Annotated[tuple[str, ...], BeforeValidator(_whole_entries)] = Field(
         default=(),
-        description="Sizes of an input, 1x3x224x224 or 1x16:int64, where there is no data; one entry an "
-        "input.",
+        description="Sizes of an input, such as 1x3x224x224 or 1x16:int64, if there is no data; one entry "
+        "for each input.",
         examples=[("1x3x224x224",)],
         json_schema_extra={"commas": False},
     )
-    batch_size: int = Field(default=64, ge=1, description="Samples a batch, for data from files.")
+    batch_size: int = Field(default=64, ge=1, description="Samples in a batch, for data from files.")
     samples: int | None = Field(
         default=None,
         ge=2,
@@ -332,7 +343,7 @@ class Run(_Settings):
     views: int | None = Field(
         default=None,
         ge=1,
-        description="Views of each sample, itself included: crops and mirror images of pictures.",
+        description="Views of each sample, with the sample itself: crops and mirror images of pictures.",
         examples=[3],
     )
     images: ImagesSection = Field(
@@ -341,22 +352,23 @@ class Run(_Settings):
     text: TextSection = Field(default=TextSection(), description="How a text becomes inputs.")
     granularity: Annotated[Granularity, BeforeValidator(_joined)] = Field(
         default="unit",
-        description="What goes: units (channels, neurons, heads), head sizes, experts, blocks or weights; "
-        "or several: unit,block.",
+        description="What is removed: units (channels, neurons, heads), head sizes, experts, blocks or "
+        "weights; or several: unit,block.",
     )
     budget: BudgetSection = Field(
-        default=BudgetSection(), description="What the result may cost; empty lets the rule decide."
+        default=BudgetSection(), description="What the result may cost; if empty, the rule decides."
     )
     allocator: Rule | None = Field(
         default=None,
-        description="Rule for how much of each layer goes; auto, emp for single weights, tod for experts.",
+        description="Rule for how much of each layer is removed; by default auto, for single weights emp, "
+        "for experts tod.",
         examples=["repair_aware"],
     )
     tolerance: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Tolerance of the rule tod, without a budget; 0.1 if not given.",
+        description="Tolerance of the rule tod, without a budget; by default 0.1.",
         examples=[0.1],
     )
     ratio: float | None = Field(
@@ -369,57 +381,53 @@ class Run(_Settings):
     parts: int | None = Field(
         default=None,
         ge=2,
-        description="Parts of the network that the rule repair_aware tries alone, to weigh layers by depth.",
+        description="Number of parts that the rule repair_aware prunes alone, to weigh layers by depth.",
         examples=[4],
     )
     removal: SignalName | None = Field(
         default=None,
-        description="Signal whose lowest scores go first; the rule's own if not given.",
+        description="Signal whose lowest scores are removed first; by default the rule's own.",
         examples=["wasserstein"],
     )
     protection: SignalName | None = Field(
         default=None,
-        description="Signal of the rule tod whose highest scores are to stay; taylor if not given.",
+        description="Signal of the rule tod whose highest scores are kept; by default taylor.",
         examples=["taylor"],
     )
     steps: int = Field(
-        default=1, ge=1, description="Rounds of removal, repair and scoring anew; several need a budget."
+        default=1, ge=1, description="Rounds of scoring, removal and repair; several rounds need a budget."
     )
-    limits: LimitsSection = Field(
-        default=LimitsSection(), description="What must stay, whatever the rule decides."
-    )
-    allow_inexact: bool = Field(default=False, description="Also offer groups whose units an operator mixes.")
+    limits: LimitsSection = Field(default=LimitsSection(), description="Limits on what the rule may remove.")
+    allow_inexact: bool = Field(default=False, description="Also prune groups whose units an operator mixes.")
     repair: Listed[RepairName] = Field(
-        default=("auto",), description="What may undo damage, if it helps; several are done in order."
+        default=("auto",), description="Repairs, kept if they help; several are run in this order."
     )
     polish_passes: int | None = Field(
         default=None,
         ge=1,
-        description="Passes over the data that the repair polish trains for; else 40, of a language model 4.",
+        description="Passes over the data in the repair polish; by default 40, for a language model 4.",
         examples=[20],
     )
-    form: Form = Field(
-        default="auto", description="Form of the result; auto is a module where that is possible."
-    )
+    form: Form = Field(default="auto", description="Form of the result; auto is a module if possible.")
     on_unrealisable: Unrealisable | None = Field(
         default=None,
-        description="What form auto does about groups that no module can express: a captured program (what "
-        "apply does if not given), or leave them whole (what prune does).",
+        description="For form auto and groups that no module can express: graph for a captured program "
+        "(default of apply), leave to keep them whole (default of prune).",
         examples=["leave"],
     )
     signals: Listed[SignalName] = Field(
         default=(),
-        description="What secateur score computes; what the rule needs if not given.",
+        description="Signals that secateur score computes; by default those that the rule needs.",
         examples=[("wasserstein", "taylor")],
     )
     checkpoint: str | None = Field(
         default=None,
-        description="From where an interrupted run goes on: a folder for secateur prune, a file for secateur "
-        "score.",
+        description="Where a run is saved, to continue it after an interruption: a folder for secateur "
+        "prune, a file for secateur score.",
         examples=["run.checkpoint"],
     )
     memory: str | None = Field(
-        default=None, description="Most that scoring may hold, in bytes or as 2 GB.", examples=["2 GB"]
+        default=None, description="Most memory for scoring, in bytes or such as 2 GB.", examples=["2 GB"]
     )
     scores: str | None = Field(
         default=None,

@@ -21,7 +21,7 @@ from secateur.calibration.randomness import seeded
 from secateur.common.collecting import uncollected
 from secateur.common.foreign import details, line_of, said
 from secateur.common.models import copied, evaluation_mode
-from secateur.common.outputs import agree, opened, tensors_of
+from secateur.common.outputs import agree, as_trees, tensors_of
 from secateur.common.preserving import State, preserved
 from secateur.compat.exporting import quick_export
 from secateur.errors import CaptureError
@@ -272,7 +272,7 @@ def _export(
     state.restore()
     if known_values is not None:
         known_values.attach(model, arguments)
-    model.register_forward_hook(lambda module, args, output: opened(output))  # until the state is restored
+    model.register_forward_hook(lambda module, args, output: as_trees(output))  # until the state is restored
     with (
         AssertionsHold(),
         lengths_open(),

@@ -25,7 +25,7 @@ from secateur.integrations.schedule import Schedule
 from secateur.integrations.shapes import ROUNDS, pruned_record, rounds_of
 from secateur.integrations.wrappers import check_whole, refresh
 from secateur.measure.cost import Cost
-from secateur.pipeline.settling import settle, without
+from secateur.pipeline.expressible import limits_ignoring, plan_until_expressible
 from secateur.plan import Plan
 from secateur.repairs.methods import resolve as resolve_repairs
 from secateur.repairs.repair import repair as repair_model
@@ -199,7 +199,11 @@ class GradualPruner:
             target = schedule.target(number, dense)
             met = target.met(graph.cost(), graph.cost())
             scores = None if met else self._score(graph, data)
-            limits = self.limits if before is None else without(self.limits, split(graph.groups, before.plan))
+            limits = (
+                self.limits
+                if before is None
+                else limits_ignoring(self.limits, split(graph.groups, before.plan))
+            )
 
             def decide(limits: Limits | None) -> Plan:
                 with team.together():
@@ -212,7 +216,7 @@ class GradualPruner:
                 with team.together():
                     return applied(plan, example_inputs=inputs, on_unrealisable="leave")
 
-            small = settle(
+            small = plan_until_expressible(
                 decide,
                 carry_out,
                 limits,

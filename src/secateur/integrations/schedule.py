@@ -69,14 +69,15 @@ class Schedule:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise SettingError(
-                    f"schedule: expected {name} to be an integer of at least 1, got {value!r}."
+                    f"schedule: expected {name} to be an integer of at least 1, got {value!r}. Write "
+                    f"{name}=10."
                 )
         for name in ("start", "end"):
             value = getattr(self, name)
             if type(value) not in (int, float) or value < 0 or (type(value) is float and not value <= 1):
                 raise SettingError(
                     f"schedule: expected {name} to be a step, an integer from 0, or a share of all steps, "
-                    f"a float in [0, 1], got {value!r}."
+                    f"a float in [0, 1], got {value!r}. Write start=0 and end=0.8, for example."
                 )
         if type(self.start) is type(self.end) and not self.start < self.end:
             raise SettingError(
@@ -137,7 +138,7 @@ class Schedule:
         """
         count = self._count()
         if not 1 <= number <= count:
-            raise SettingError(f"schedule: expected a round from 1 to {count}, got {number}.")
+            raise SettingError(f"schedule: expected a round from 1 to {count}, got {number}. Pass one.")
         left = Fraction(count - number, count) ** (3 if self.curve == "cubic" else 1)
         bounds = {}
         for name, final in self.budget.targets(dense).items():

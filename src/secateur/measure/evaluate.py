@@ -1,4 +1,4 @@
-"""How well a model does on data: loss and top-1, or how far its outputs are from another model's."""
+"""`sc.evaluate`: measure a model's loss and accuracy, or the distance of its outputs to another model's."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from secateur.signals.loss import LossFn, default_loss, logits_of, one_number, o
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over samples.
+    """The quality of a model: means over samples.
 
     Attributes:
         loss: Mean loss; without labels or `loss_fn`, the distance to the dense model's outputs,
             sum ||a - b||^2 / sum ||b||^2. For models that read and write words, the mean of the samples'
             Kullback-Leibler divergences of the words' probabilities from the dense model's.
-        accuracy: Top-1 in [0, 1]; None where there is no class for each sample.
-        samples: How many were seen.
-        measure: What `loss` holds, a key of `MEASURES`.
+        accuracy: Top-1 accuracy in [0, 1]; None if samples do not have one class each.
+        samples: Number of samples.
+        measure: What `loss` is, a key of `MEASURES`.
     """
 
     loss: float
@@ -48,20 +48,20 @@ def evaluate(
     progress: bool = False,
     description: str = "Evaluating",
 ) -> Evaluation:
-    """Measure a model in evaluation mode; it is left as it was.
+    """Measure a model in evaluation mode. It is not changed.
 
     Args:
         model: Any module.
-        data: What `Calibration.of` takes; of a Calibration with views each sample as it is.
-        dense: The model whose outputs count as right where the data holds no labels.
+        data: Anything that `Calibration.of` accepts. Views are not used.
+        dense: The model whose outputs are taken as correct if the data have no labels.
         loss_fn: As for `score`.
         forward: As for `score`.
         progress: Show a bar on a terminal.
-        description: Its title.
+        description: Title of the bar.
 
     Raises:
-        CalibrationError: If the data has no labels and neither `loss_fn` nor `dense` is given.
-        SettingError: If it is called in `torch.autocast`, or with the meta device as default.
+        CalibrationError: The data have no labels, and neither `loss_fn` nor `dense` is given.
+        SettingError: It is called inside `torch.autocast`, or with the meta device as default.
 
     Example:
         >>> import torch
@@ -108,32 +108,32 @@ def _has_loss(output: Any, batch: Batch) -> bool:
 
 
 def floats_of(output: Any, batch: Batch) -> list[Tensor]:
-    """The tensors of numbers in a model's output on a batch, which a distance is taken of.
+    """Return the floating tensors in a model's output on a batch, to compute a distance.
 
-    In those with an axis of positions, [samples, positions, ...], padding is zero: there, models may differ.
+    In tensors with an axis of positions, [samples, positions, ...], padding is set to zero and so ignored.
     """
     padding = batch.padding
     return [padding.hide(tensor) for tensor in tensors_of(output) if tensor.is_floating_point()]
 
 
 _ENTRIES = 1 << 22
-"""Numbers that are compared at a time: the logits of a language model take hundreds of megabytes."""
+"""Numbers that are compared at once: the logits of a language model take hundreds of megabytes."""
 
 
 def squared_distance(
     mine: Sequence[Tensor], theirs: Sequence[Tensor], size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """How far outputs are from those of the dense model, and how large these are, as sums of squares.
+    """Return the squared distance of outputs to those of the dense model, and the squared size of these.
 
     Args:
-        mine: From `floats_of`, of any model.
-        theirs: Of the dense model.
-        size: Samples in the batch, for one distance a sample; None for one of all outputs.
+        mine: The model's outputs, from `floats_of`.
+        theirs: The dense model's outputs.
+        size: Number of samples, for a distance of each sample; None for one distance of all outputs.
 
     Returns:
-        Distance and size of each sample, by the outputs that are rows of samples [size]; where there is none,
-        or no `size` was given, of all outputs [1]. The distance is infinite where one model gives a number
-        and the other none.
+        Distance and size of each sample [size], from the outputs with an axis of samples. If there is none,
+        or `size` is None, those of all outputs together [1]. The distance is infinite if one model gives a
+        number where the other gives none.
     """
     by_row = [(a, b) for a, b in zip(mine, theirs, strict=True) if b.ndim and len(b) == size]
     pairs = by_row or list(zip(mine, theirs, strict=True))
@@ -152,9 +152,9 @@ def squared_distance(
 
 
 def hits(output: Any, batch: Batch) -> Tensor | None:
-    """Whether the largest logit of each row is at its label, for rows that have one. bool [labelled samples]
+    """Whether each labelled sample's largest logit is at its label. bool [labelled samples]
 
-    None where there is no class for each row of the logits.
+    None if the rows of the logits do not have one class each.
     """
     logits = logits_of(output)
     labels = batch.labels

@@ -1,4 +1,4 @@
-"""Which kernels run Transformers' experts and PyTorch's own transformer layers."""
+"""Choose the kernels that run the experts of Transformers and PyTorch's own transformer layers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _DETECT = "_detect_is_causal_mask"
 
 
 def with_loop(model: M) -> M:
-    """Let a copy of a Transformers model run its experts one after the other; returns it.
+    """Make a copy of a Transformers model run its experts in a loop, and return the copy.
 
-    The fast kernels know no float64. Other models are left as they are.
+    The fast kernels do not support float64. Other models are not changed.
     """
     for config in _configs(model):
         setattr(config, _FIELD, _LOOP)
@@ -30,11 +30,12 @@ def with_loop(model: M) -> M:
 
 @contextmanager
 def capturable(model: nn.Module) -> Iterator[None]:
-    """Inside, experts that would run in a loop run as one grouped product, which computes the same.
+    """Make a model easier to capture inside the block, without changing its results.
 
-    The loop goes over the experts that some token chose: how often it turns depends on the data, and no
-    capture can hold that. Nor do PyTorch's distributions check their arguments inside, nor its transformers
-    look whether a mask is causal, which only chooses a kernel. Everything is restored afterwards.
+    Experts run as one grouped product instead of a loop: the loop runs over the experts that some token
+    chose, so its length depends on the data, which a capture cannot hold. PyTorch's distributions do not
+    check their arguments, and its transformers do not test whether a mask is causal, which only chooses a
+    kernel. Everything is restored afterwards.
     """
     looping = [config for config in _configs(model) if getattr(config, _FIELD) == _LOOP]
     detect, checked = getattr(transformer, _DETECT, None), Distribution._validate_args
@@ -54,16 +55,16 @@ def capturable(model: nn.Module) -> Iterator[None]:
 
 
 def runs_other_kernels(model: nn.Module) -> bool:
-    """Whether the model makes other calls where it is `capturable`."""
+    """Whether `capturable` changes the calls that a model makes."""
     return any(getattr(config, _FIELD) == _LOOP for config in _configs(model))
 
 
 @contextmanager
 def without_fast_path() -> Iterator[None]:
-    """Inside, PyTorch's transformer layers compute by ordinary operations; restored afterwards.
+    """Turn off the fast path of PyTorch's transformer layers inside the block.
 
-    Their fast path, which evaluation mode takes, runs no hooks, knows no capture, and returns zeros at padded
-    positions where the ordinary operations return something else.
+    The fast path of evaluation mode runs no hooks, cannot be captured, and returns zeros at padded positions,
+    where ordinary operations return something else.
     """
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -74,7 +75,7 @@ def without_fast_path() -> Iterator[None]:
 
 
 def fast_path_note(model: nn.Module) -> str:
-    """What a captured program does not do that the model's fast path does; empty if there is nothing."""
+    """Say how a captured program differs from the model's fast path; empty if it does not."""
     encoders = [m for m in model.modules() if isinstance(m, nn.TransformerEncoder)]
     if not any(encoder.use_nested_tensor for encoder in encoders):
         return ""
@@ -85,6 +86,6 @@ def fast_path_note(model: nn.Module) -> str:
 
 
 def _configs(model: nn.Module) -> list[Any]:
-    """The configurations in which a model or its parts name a kernel for experts, each once."""
+    """Return the configurations of a model and its parts that name a kernel for experts, each once."""
     found = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     return [config for config in found.values() if getattr(config, _FIELD, None) is not None]

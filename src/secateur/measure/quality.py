@@ -1,4 +1,4 @@
-"""How much a pruned model does worse than the dense one, sample by sample, on data that are held out."""
+"""Measure how much worse a pruned model is than the dense one, sample by sample, on held-out data."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from secateur.signals.distributed import joined
 from secateur.signals.loss import LossFn, default_loss, logits_of, own_loss
 
 Metric = Callable[[Callable[..., Any], Any], Any]
-"""``metric(model, batch)``: one number a sample [samples], higher is better; or two such rows, numerators and
-counts, whose sums are divided: correct words and words, for example. `batch` is what ``loss_fn`` gets."""
+"""``metric(model, batch)`` returns one number for each sample [samples]; higher is better. Or it returns two
+such rows, numerators and counts, whose sums are divided: correct words and all words, for example. `batch` is
+the same as for ``loss_fn``."""
 
 Row = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """What a model reaches on each sample.
+    """The measured values of a model on each sample.
 
     Attributes:
         above: Numerators. [samples]
@@ -44,12 +45,12 @@ class Values:
 
     @property
     def mean(self) -> float:
-        """The sum of the numerators over that of the counts."""
+        """The sum of the numerators, divided by the sum of the counts."""
         return float(self.above.sum() / self.below.sum())
 
     @property
     def shares(self) -> Row:
-        """What each sample adds to the mean; their own mean is the mean, to first order. [samples]"""
+        """The contribution of each sample to the mean, to first order. Their mean is `mean`. [samples]"""
         return (self.above - self.mean * self.below) / float(self.below.mean()) + self.mean
 
 
@@ -58,10 +59,10 @@ class Damage:
     """How much worse a model is than the dense one.
 
     Attributes:
-        dense: What the dense model reaches.
-        model: What the model reaches.
-        differences: What each sample says of it. [samples]
-        scale: Turns their mean, or a bound on it, into what the budget bounds.
+        dense: The dense model's value.
+        model: The model's value.
+        differences: The damage on each sample. [samples]
+        scale: Converts the mean difference, or a bound on it, to the scale of the budget's bound.
     """
 
     dense: float
@@ -71,20 +72,20 @@ class Damage:
 
     @property
     def value(self) -> float:
-        """As measured."""
+        """The measured damage."""
         return self.scale(float(self.differences.mean()))
 
     def bound(self, confidence: float) -> float:
-        """At most this, with this confidence."""
+        """Upper confidence bound of the damage."""
         return self.scale(upper_bound(self.differences, confidence))
 
     def expected(self, samples: int, confidence: float) -> float:
-        """About what `bound` would be with so many other samples."""
+        """Estimate what `bound` would be with this number of other samples."""
         spread = float(self.differences.std()) / samples**0.5
         return self.scale(float(self.differences.mean()) + NormalDist().inv_cdf(confidence) * spread)
 
     def interval(self, confidence: float) -> tuple[float, float]:
-        """Between these, with this confidence."""
+        """Confidence interval of the damage."""
         low, high = interval(self.differences, confidence)
         return self.scale(low), self.scale(high)
 
@@ -92,8 +93,8 @@ class Damage:
 class Gauge:
     """Measures models against the dense one on the same samples.
 
-    Without a metric it counts the samples whose largest logit is at their label; where there are no labels,
-    at the dense model's, which is right by definition.
+    Without a metric, a sample is right if its largest logit is at its label. Without labels, it is right if
+    the dense model predicts the same class.
     """
 
     def __init__(
@@ -108,8 +109,8 @@ class Gauge:
         Args:
             dense: The dense model.
             data: The samples.
-            metric: What is measured for `accuracy_drop`.
-            loss_fn: The loss that is measured for the others; None: the default loss.
+            metric: The metric for `accuracy_drop`. None: the accuracy.
+            loss_fn: The loss for `loss_rise` and `perplexity_rise`. None: the default loss.
         """
         self._dense, self.data = dense, data.plain.to(device_of(dense))
         self._metric, self._loss_fn = metric, loss_fn
@@ -118,16 +119,16 @@ class Gauge:
 
     @cached_property
     def samples(self) -> int:
-        """How many samples there are."""
+        """Number of samples."""
         return self.data.samples()
 
     @cached_property
     def labelled(self) -> bool:
-        """Whether the data have labels, or a metric that does without."""
+        """Whether the data have labels, or a metric is used instead."""
         return self._metric is not None or self.data.first().labels is not None
 
     def bound(self) -> str:
-        """The bound that says most of these data: on accuracy, or where it is not defined on the loss."""
+        """The bound to measure if the user gave none: on accuracy if it is defined, else on the loss."""
         if self._metric is not None:
             return "accuracy_drop"
         batch = self.data.first()
@@ -139,7 +140,7 @@ class Gauge:
         return "accuracy_drop"
 
     def name(self, bound: str) -> str:
-        """What is measured, in words."""
+        """Name the quantity that is measured for a bound."""
         if bound != "accuracy_drop":
             return "loss" if bound == "loss_rise" else "perplexity"
         if self._metric is not None:
@@ -151,7 +152,7 @@ class Gauge:
 
         Args:
             model: The model.
-            bound: What is bounded, one of `allocators.budget.QUALITY`.
+            bound: The field of `Budget`, one of `allocators.budget.QUALITY`.
         """
         if bound not in self._dense_values:
             self._dense_values[bound] = self._values(self._dense, bound)
@@ -164,7 +165,7 @@ class Gauge:
                 f"loss_rise: expected a dense model whose mean loss is above 0, got {before.mean:.4g}. Bound "
                 "accuracy_drop with a metric."
             )
-        if bound == "loss_rise":  # of two means over the same samples: their quotient, to first order
+        if bound == "loss_rise":  # the quotient of two means over the same samples, to first order
             quotient = after.mean / before.mean
             rise = (after.above - quotient * before.above) / before.mean + quotient - 1
             return Damage(before.mean, after.mean, rise)
@@ -180,15 +181,15 @@ class Gauge:
         with joined(device) as team:
             with team.together(), evaluating(model), evaluating(self._dense):
                 for batch in self.data.batches():
-                    found = self._tried(model, batch, bound)
+                    found = self._values_of_batch(model, batch, bound)
                     above.append(found.above)
                     below.append(found.below)
-            # Each process measures all samples, and all go by what the first one found.
+            # Each process measures all samples, and all use the values of the first one.
             found = team.from_first(Values(np.concatenate(above), np.concatenate(below)))
         if not np.isfinite(found.above).any() or not found.below.sum() > 0:
             raise CalibrationError(
-                f"{self.name(bound)}: expected held-out samples that count, got none: no label is a class, "
-                "or all counts of the metric are 0. Check the labels of the held-out data."
+                f"{self.name(bound)}: expected held-out samples with a label or count, got none: no label "
+                "is a class, or all counts of the metric are 0. Check the labels of the held-out data."
             )
         return found
 
@@ -197,25 +198,25 @@ class Gauge:
         """Measure the dense model on one batch.
 
         Raises:
-            CalibrationError: The model or the metric does not take it.
+            CalibrationError: The model or the metric fails on it.
         """
         with evaluating(self._dense):
-            self._tried(self._dense, self.data.first(), bound)
+            self._values_of_batch(self._dense, self.data.first(), bound)
 
-    def _tried(self, model: nn.Module, batch: Batch, bound: str) -> Values:
-        """Measure one batch, and say what a failure means."""
+    def _values_of_batch(self, model: nn.Module, batch: Batch, bound: str) -> Values:
+        """Measure one batch. Turn any error into a CalibrationError."""
         try:
-            return self._of_batch(model, batch, bound)
+            return self._measure_batch(model, batch, bound)
         except SecateurError:
             raise
         except Exception as error:  # a user's code may fail in any way
             raise CalibrationError(
-                f"held-out data, batch {batch.index}: expected batches that the model and the metric take, "
+                f"held-out data, batch {batch.index}: expected batches that the model and the metric accept, "
                 f"got {said(error)}. Pass held_out= batches like those of the calibration data.",
                 details(error),
             ) from error
 
-    def _of_batch(self, model: nn.Module, batch: Batch, bound: str) -> Values:
+    def _measure_batch(self, model: nn.Module, batch: Batch, bound: str) -> Values:
         if bound != "accuracy_drop":
             losses = np.array(sample_losses(model, batch, self._loss_fn), dtype=np.float64)
             return Values(losses, np.ones_like(losses))
@@ -232,9 +233,9 @@ class Gauge:
         logits = logits_of(output)
         if batch.labels is not None or logits is None or logits.ndim != 2:
             raise CalibrationError(
-                "accuracy_drop: expected logits [samples, classes], and for labels one class a sample, "
-                f"got {'no logits' if logits is None else list(logits.shape)}. Pass metric=function(model, "
-                "batch), or bound loss_rise or perplexity_rise."
+                "accuracy_drop: expected logits [samples, classes], and one class a sample if there are "
+                f"labels, got {'no logits' if logits is None else list(logits.shape)}. Pass "
+                "metric=function(model, batch), or bound loss_rise or perplexity_rise."
             )
         if batch.index not in self._classes:
             wanted = logits_of(batch.run(self._dense, labelled=True))
@@ -243,7 +244,7 @@ class Gauge:
 
 
 def sample_losses(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> list[float]:
-    """Return the loss of each sample; one for a batch that cannot be cut. [samples]
+    """Return the loss of each sample; a single loss if the batch cannot be cut. [samples]
 
     Raises:
         CalibrationError: There are no labels, and the model gives no loss.
@@ -264,7 +265,7 @@ def _sample_losses(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> li
 
 
 def _drop(before: Values, after: Values) -> Row:
-    """What each sample says of the drop of a mean. [samples]"""
+    """Return each sample's contribution to the drop of a mean. [samples]"""
     if (before.below == 1).all() and (after.below == 1).all():
         return before.above - after.above
     return before.shares - after.shares
@@ -275,10 +276,10 @@ def _exp_minus_one(value: float) -> float:
 
 
 def _checked(found: Any, batch: Batch) -> Values:
-    """What a metric returned.
+    """Check what a metric returned.
 
     Raises:
-        SettingError: It is not one finite number a sample, or two rows of them, the second without a sign.
+        SettingError: It is not one finite number for each sample, nor numerators and counts of at least 0.
     """
     pair = found if isinstance(found, tuple) and len(found) == 2 else (found, np.ones(batch.size))
     rows: list[Row] = []

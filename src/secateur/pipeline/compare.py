@@ -1,4 +1,4 @@
-"""Several rules at equal budgets on a user's own model and data."""
+"""`sc.compare`: compare several rules at equal budgets on the user's own model and data."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from secateur.common.seeds import seed_of
 from secateur.config.names import Granularity
 from secateur.errors import SettingError, UnreachableBudgetError
 from secateur.measure.evaluate import Evaluation, evaluate
-from secateur.pipeline.asked import check_bounds, check_options, target_called
 from secateur.pipeline.auto.choose import checked
 from secateur.pipeline.auto.chooser import Chooser
 from secateur.pipeline.auto.choosers import chooser_of
-from secateur.pipeline.bounds.meet import meet, race_budget
+from secateur.pipeline.bounds.meet import candidates_budget, meet
+from secateur.pipeline.options import check_bounds, check_options, target_class
 from secateur.pipeline.targets.target import Target, Task
 from secateur.plan import CostRecord
 from secateur.repairs.methods import Methods
@@ -41,12 +41,12 @@ class Outcome:
     """One rule at one budget.
 
     Attributes:
-        rule: The name it is shown under.
-        budget: What was asked for.
-        cost: What the pruned model costs.
-        pruned: It measured, before repair.
-        repaired: It measured, after repair; equal to `pruned` where nothing helped.
-        repair: What of the repairs was kept, as the record names it; empty if nothing.
+        rule: The name that is shown for the rule.
+        budget: The bounds of the budget.
+        cost: The cost of the pruned model.
+        pruned: The quality of the pruned model before repair.
+        repaired: Its quality after repair; equal to `pruned` if no repair helped.
+        repair: Names of the repairs that were kept; empty if none.
     """
 
     rule: str
@@ -62,9 +62,9 @@ class Missed:
     """A rule that does not reach a budget.
 
     Attributes:
-        rule: The name it is shown under.
-        budget: What was asked for.
-        smallest: The least that it reaches, in the budget's own terms.
+        rule: The name that is shown for the rule.
+        budget: The bounds of the budget.
+        smallest: The smallest cost that the rule reaches, in the unit of the budget.
     """
 
     rule: str
@@ -74,15 +74,15 @@ class Missed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
-        model: The dense model's class.
-        dense: The dense model measured.
-        cost: What it costs.
-        outcomes: One for each budget and rule that reaches it, budget by budget.
-        missed: The others.
-        granularity: What was removed.
+        model: Name of the dense model's class.
+        dense: The quality of the dense model.
+        cost: The cost of the dense model.
+        outcomes: One entry for each budget and each rule that reaches it, budget by budget.
+        missed: One entry for each budget and each rule that does not reach it.
+        granularity: The granularity of what was removed.
     """
 
     model: str
@@ -105,16 +105,16 @@ class Comparison:
 
     @property
     def by_accuracy(self) -> bool:
-        """Whether accuracy is defined on the data, so that it decides; else the loss does."""
+        """Whether accuracy is defined on the data. If so, outcomes are ranked by accuracy, else by loss."""
         return self.dense.accuracy is not None
 
     def best(self, budget: Mapping[str, JsonValue]) -> Outcome | None:
-        """The outcome that does best after repair at a budget: by accuracy, then by loss."""
+        """The outcome that is best after repair at a budget: by accuracy, then by loss."""
         at = [each for each in self.outcomes if each.budget == budget]
         return min(at, key=lambda each: _rank(each.repaired), default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
+        """Return everything as plain data for JSON."""
         return {
             "model": self.model,
             "granularity": self.granularity,
@@ -127,7 +127,7 @@ class Comparison:
         }
 
     def __str__(self) -> str:
-        """A table: for each budget, what each rule makes of it."""
+        """Return a table with one row for each budget and rule."""
         from secateur.common.formatting import number, percent
 
         def shown(found: Evaluation) -> str:
@@ -188,24 +188,23 @@ def compare(
     seed: int = 0,
     progress: bool = True,
 ) -> Comparison:
-    """Allocate with each rule at each budget from one scoring, repair all alike, and measure.
+    """Score once, prune with each rule at each budget, repair all models in the same way, and measure them.
 
-    Every model is proven as `prune` does it, and is what `prune` would return for that rule, budget and seed.
-    A rule that does not reach a budget is listed, and stops nothing.
+    Each model is verified as in `prune`, and is what `prune` returns for this rule, budget and seed.
+    A rule that does not reach a budget is listed as missed, and the comparison goes on.
 
     Args:
         model: Any module that `torch.export` can capture; it is left as it was.
         calibration: As for `prune`.
-        rules: Names; or allocators, or their names, by the name they are shown under. None: the usual ones
-            for this granularity.
-        budgets: What each result may cost. None: for units 80, 60 and 40 % of the MACs, for single weights a
-            sparsity of 50, 70 and 90 %, for experts 75 and 50 % of them, for blocks the
-            same.
-        repair: As for `prune`, the same for all.
+        rules: Names of rules; or a mapping from the name to show to a rule or its name. None: the usual rules
+            of the granularity.
+        budgets: The budgets. None: for units 80, 60 and 40 % of the MACs, for single weights a sparsity of
+            50, 70 and 90 %, for experts and for blocks 75 and 50 % of their number.
+        repair: As for `prune`, the same for all models.
         granularity: What is removed, as for `prune`.
-        limits: What must stay.
+        limits: Limits on what may be removed.
         form: As for `apply`.
-        evaluation: Data to measure on; the held-out fifth of the calibration data if not given.
+        evaluation: Data to measure on. Default: the held-out fifth of the calibration data.
         loss_fn: As for `prune`.
         forward: As for `prune`.
         views: As for `prune`.
@@ -214,15 +213,15 @@ def compare(
         progress: Show bars on a terminal.
 
     Returns:
-        What was found; ``print`` shows the table, `draw` the plot.
+        The comparison; ``print`` shows it as a table, and `draw` as a plot.
 
     Raises:
-        SettingError: There is no rule or no budget, a name is unknown, or an option means nothing for this
-            granularity.
+        SettingError: There is no rule or no budget, a name is unknown, or the granularity does not support an
+            option.
         SecateurError: One of its kinds; see each step of `prune`.
     """
     what = named("compare", granularity)
-    kind = target_called("compare", what)
+    kind = target_class("compare", what)
     check_options("compare", what, form, allow_inexact=allow_inexact)
     budgets = kind.budgets if budgets is None else budgets
     chosen = _chosen(kind, what, kind.compared if rules is None else rules, budgets)
@@ -254,9 +253,9 @@ def compare(
     judged = task.held if evaluation is None else read(evaluation)
     plain = {name: rule for name, rule in chosen.items() if not isinstance(rule, Chooser)}
     scores = target.score(plain.values())
-    curved = {name: target.measured(rule, task.fit, scores) for name, rule in plain.items()}
+    curved = {name: target.with_measurements(rule, task.fit, scores) for name, rule in plain.items()}
     known = {
-        name: target.scored(rule.candidates_for(target).values())
+        name: target.score_candidates(rule.candidates_for(target).values())
         for name, rule in chosen.items()
         if isinstance(rule, Chooser)
     }
@@ -264,8 +263,10 @@ def compare(
     def pruned(name: str, budget: Budget) -> tuple[nn.Module, Any]:
         rule, own = curved.get(name), scores
         if isinstance(chooser := chosen[name], Chooser):
-            race = race_budget(quiet, budget, known[name], chooser.candidates_for(quiet).values(), None)
-            choice = chooser.choose(quiet, race, known[name])
+            shared_budget = candidates_budget(
+                quiet, budget, known[name], chooser.candidates_for(quiet).values(), None
+            )
+            choice = chooser.choose(quiet, shared_budget, known[name])
             rule, own = choice.rule, choice.scores
         met = meet(quiet, rule, own, budget)
         return met.small, met.plan
@@ -305,7 +306,7 @@ def _chosen(
     rules: Sequence[str] | Mapping[str, str | Allocates | Chooser],
     budgets: Sequence[Budget],
 ) -> dict[str, Any]:
-    """The rules by the name they are shown under."""
+    """Return the rules by the name that is shown for each."""
     if isinstance(budgets, Budget):
         raise SettingError("compare: expected a list of budgets, got a single one. Write [Budget(...)].")
     if isinstance(rules, str) or not isinstance(rules, Iterable):
@@ -315,13 +316,14 @@ def _chosen(
         )
     if not isinstance(rules, Mapping) and not all(isinstance(name, str) for name in rules):
         raise SettingError(
-            "compare: expected names of rules, or a mapping from names to rules, got a list that holds other "
-            "than names. Write {'mine': RepairAware(parts=4), 'tod': 'tod'}, for example."
+            "compare: expected names of rules, or a mapping from names to rules, got a list of other "
+            "things. Write {'mine': RepairAware(parts=4), 'tod': 'tod'}, for example."
         )
     named = dict(rules) if isinstance(rules, Mapping) else {name: name for name in rules}
     if not named or not budgets:
         raise SettingError(
-            f"compare: expected rules and budgets, got {len(named)} and {len(budgets)}. Give one each."
+            f"compare: expected rules and budgets, got {len(named)} and {len(budgets)}. Give at least one "
+            "of each."
         )
     found = {name: chooser_of(rule) or kind.rule(rule) for name, rule in named.items()}
     for rule in found.values():
@@ -331,15 +333,14 @@ def _chosen(
 
 
 def draw(found: Comparison, path: Path) -> None:
-    """Draws accuracy against MACs, a line for each rule; the loss where there is no accuracy.
+    """Draw accuracy (or the loss, without accuracy) against MACs, with one line for each rule.
 
-    Single weights and experts change the MACs little or not at all: there it is against the parameters.
-
+    If single weights or experts were removed, it is drawn against the parameters: MACs hardly change then.
     The same comparison gives the same bytes.
 
     Args:
-        found: What to draw.
-        path: The file; its suffix says the format.
+        found: The comparison.
+        path: The file to write. Its suffix decides the format.
 
     Raises:
         SettingError: See `secateur.report.plot.check`.

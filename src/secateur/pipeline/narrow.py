@@ -1,4 +1,4 @@
-"""`sc.narrow`: a rotated model with fewer units in its residual stream, repaired."""
+"""`sc.narrow`: remove units from the residual stream of a rotated model, and repair the result."""
 
 from __future__ import annotations
 
@@ -24,31 +24,30 @@ def narrow(
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
-    r"""A model whose residual stream has only the first `width` units of a rotated one.
+    r"""Make a model that keeps only the first `width` units of a rotated model's residual stream.
 
-    A norm over k of d units takes the mean of k squares, not of d. So everything that is written to the
-    stream is multiplied by :math:`\sqrt{k/d}`, which makes :math:`\sum_{i \le k} x_i^2 / k` what
-    :math:`\sum_{i \le k} x_i^2 / d` was, also beside a norm's :math:`\epsilon`; and what reads a norm is
-    multiplied by :math:`\sqrt{d/k}`. The result is, to 1e-9 in float64, the rotated model whose norms read a
-    stream without the removed directions. That is proven on a few samples before any repair.
+    With k of d units, a norm takes the mean of k squares instead of d. So everything that is written to the
+    stream is multiplied by :math:`\sqrt{k/d}`. Then :math:`\sum_{i \le k} x_i^2 / k` is what
+    :math:`\sum_{i \le k} x_i^2 / d` was, and a norm's :math:`\epsilon` weighs the same as before. What reads
+    a norm is multiplied by :math:`\sqrt{d/k}`. To 1e-9 in float64, the result equals the rotated model whose
+    norms read a stream without the removed directions. This is checked on a few samples before any repair.
 
     Args:
-        rotated: What `rotate` returned; it is left as it was.
+        rotated: The model that `rotate` returned. It is not changed.
         calibration: Anything that `Calibration.of` accepts. Labels are not needed.
-        width: Number of units that stay.
-        repair: As for `secateur.repair`: refits layers to what those of the rotated model give. None:
-            nothing.
+        width: Number of units to keep.
+        repair: As for `secateur.repair`, with the rotated model as the reference. None: no repair.
         forward: As for `score`.
         seed: Seed for shuffling loaders.
         progress: Show progress bars on a terminal.
 
     Returns:
-        A model of the same classes, of form ``module``, with a record: `save` takes it, and `load` with a
+        A model of the same classes, in form ``module``, with a record. `save` accepts it; `load` needs a
         function that makes a model like `rotated`.
 
     Raises:
         SettingError: The model is not rotated, or `width` is not from 2 to the stream's width - 1.
-        VerificationError: The result is not what it should be.
+        VerificationError: The result differs from that reference.
         ApplyError: The module's code cannot take a smaller width.
     """
     rotated = unwrap(rotated)

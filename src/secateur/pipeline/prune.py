@@ -22,16 +22,24 @@ from secateur.common.seeds import seed_of
 from secateur.config.names import Granularity, Quantisation
 from secateur.measure.evaluate import evaluate
 from secateur.measure.quality import Gauge, Metric
-from secateur.pipeline.asked import check_quality, checked_kind
 from secateur.pipeline.auto.choose import checked
 from secateur.pipeline.auto.chooser import Choice, Chooser
 from secateur.pipeline.auto.choosers import chooser_of
 from secateur.pipeline.bounds.frontier import Frontier
-from secateur.pipeline.bounds.meet import Held, frontier_at, meet, race_budget
+from secateur.pipeline.bounds.meet import HeldOut, candidates_budget, frontier_at, meet
 from secateur.pipeline.bounds.plans import Plans
 from secateur.pipeline.bounds.quality import require_enough
+from secateur.pipeline.options import check_quality, checked_target_class
 from secateur.pipeline.quantise import Quantised, Quantiser
-from secateur.pipeline.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
+from secateur.pipeline.result import (
+    Result,
+    check_labels,
+    clock,
+    figures,
+    proof_entry,
+    report_settings,
+    scored_on,
+)
 from secateur.pipeline.rounding import finest, is_measured, require_units, rounded
 from secateur.pipeline.targets.target import Form, Scored, Target, Task
 from secateur.proof.verify import Proof
@@ -42,7 +50,7 @@ from secateur.signals import Scores
 from secateur.signals.code import code_digest
 from secateur.signals.distributed import joined
 from secateur.signals.identity import of_data, of_run
-from secateur.signals.journal import keeping, text_digest
+from secateur.signals.journal import journal_in, text_digest
 from secateur.signals.loss import LossFn, loss_name
 from secateur.targets.granularity import named
 from secateur.targets.units.record import record_of, with_note
@@ -80,7 +88,7 @@ def prune(
     """Trace, score, allocate, apply, verify and repair.
 
     Args:
-        model: Any module that `torch.export` can capture; it is left as it was.
+        model: Any module that `torch.export` can capture. It is not changed.
         calibration: A DataLoader, Dataset or iterable of batches. A fifth of it is held out to choose
             and judge repairs; scores and repairs see the rest.
         budget: What the result may cost, or lose; None lets the rule decide.
@@ -149,7 +157,7 @@ def prune(
     what = named("prune", granularity)
     if budget is not None:
         checked("prune", budget)
-    kind = checked_kind(what, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
+    kind = checked_target_class(what, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
     check_quality(budget, held_out, metric, frontier)
     decider: Any = kind.default if allocator is None else allocator
     chooser = chooser_of(decider)
@@ -176,7 +184,7 @@ def prune(
             data, held = read(calibration, views), None
             if frontier is not None or (budget is not None and budget.quality):
                 data, judge = data.split(2) if held_out is None else (data, read(held_out))
-                held = Held(
+                held = HeldOut(
                     Gauge(model, judge, metric, loss_fn), lambda other: Gauge(model, other, metric, loss_fn)
                 )
             task = Task(
@@ -222,7 +230,7 @@ def prune(
             found = of_run(model, task.data, **settings, **own, processes=team.size)
             return found | values | code
 
-        stack.enter_context(keeping(checkpoint, about))
+        stack.enter_context(journal_in(checkpoint, about))
         if held is not None and budget is not None:
             with team.together():
                 for bound in budget.quality:
@@ -232,18 +240,20 @@ def prune(
         choice, asked = None, budget
         if chooser is not None:
             with clock(task.seconds, "score"):
-                known = target.scored(chooser.candidates_for(target).values())
+                known = target.score_candidates(chooser.candidates_for(target).values())
             with clock(task.seconds, "choose"):
                 rules = chooser.candidates_for(target).values()
-                race = None if budget is None else race_budget(target, budget, known, rules, held)
-                choice = chooser.choose(target, race, known)
+                shared_budget = (
+                    None if budget is None else candidates_budget(target, budget, known, rules, held)
+                )
+                choice = chooser.choose(target, shared_budget, known)
             rule, scores, budget = choice.rule, choice.scores, budget or choice.budget
         else:
             with clock(task.seconds, "score"):
                 scores = target.score([decider])
             with clock(task.seconds, "curves"):
-                rule = target.measured(decider, task.fit, scores)
-        described = asked_for(
+                rule = target.with_measurements(decider, task.fit, scores)
+        described = report_settings(
             asked,
             chooser.name if chooser else "",  # that of the plan: a rule of the user's own has no name
             what,
@@ -260,7 +270,7 @@ def prune(
         rounding = ""
         if is_measured(limits):
             with clock(task.seconds, "round"):
-                counted = budget and race_budget(target, budget, Scored(scores), [rule], held)
+                counted = budget and candidates_budget(target, budget, Scored(scores), [rule], held)
                 limits, rounding = rounded(limits, target, rule, scores, counted, budget)
             target = type(target)(replace(target.task, limits=limits), target.graph)
         timed = "measure_latency" not in kind.refused if measure_latency is None else measure_latency
@@ -292,7 +302,7 @@ class _Run:
     choice: Choice | None
     asked: dict[str, Any]
     evaluation: Calibration | None
-    held: Held | None
+    held: HeldOut | None
     timed: bool
     quantiser: Quantiser | None = None
     rounding: str = ""
@@ -313,9 +323,9 @@ class _Run:
                 repaired = target.repaired(small, plan)
         for each in {id(m): m for m in (small, repaired)}.values():
             with_note(each, doubts)
-        found = None if met.looks is None else met.looks.frontier()
+        found = None if met.tried is None else met.tried.frontier()
         if shares and self.held is not None:
-            found = frontier_at(shares, target, self.rule, self.scores, budget, met.looks, self.held)
+            found = frontier_at(shares, target, self.rule, self.scores, budget, met.tried, self.held)
         quantised = None if self.quantiser is None else self._quantised(self.quantiser, repaired, budget)
         report = self._report(small, plan, repaired, proof, note, found)
         if quantised is not None:

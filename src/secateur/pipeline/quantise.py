@@ -1,4 +1,4 @@
-"""`sc.quantise`: a model with few bits for ONNX Runtime, judged beside the one it was made of."""
+"""`sc.quantise`: make a model with few bits for ONNX Runtime, and measure it beside its source."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Stopwatch = Callable[[Callable[[], object]], float]
 
 @dataclass(frozen=True, eq=False)
 class Quantised:
-    """A quantised model and what it brought. ``print(quantised)`` shows the table.
+    """A quantised model and its measurements. ``print(quantised)`` shows the table.
 
     Attributes:
         figures: Size, time and quality of each stage.
@@ -55,7 +55,7 @@ class Quantised:
     outputs: tuple[str, ...]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the file and return its path. An older file is replaced at once, or stays.
+        """Write the file and return its path. An older file is replaced in one step, or stays as it is.
 
         Raises:
             ExportError: Nothing can be written there.
@@ -98,11 +98,12 @@ def quantise(
 
     Args:
         model: A pruned model, or any other that `torch.export` can capture, on the CPU. It is not changed.
-        calibration: As for `prune`: a fifth of it is held out for the judgement, the rest calibrates.
+        calibration: As for `prune`. Quality is measured on a fifth of it, which is held out; the rest
+            calibrates.
         kind: ``"int8"`` or ``"int4"``.
-        dense: The dense model, for a row of its own; the drop is measured against it. Default: against
-            `model`.
-        evaluation: What quality is measured on; the held-out part if not given.
+        dense: The dense model. If given, it gets a row of its own, and drops of quality are relative to it.
+            Default: they are relative to `model`.
+        evaluation: Data to measure quality on. Default: the held-out part.
         metric: As for `prune`.
         loss_fn: As for `prune`; it is called with each stage in turn.
         forward: As for `prune`.
@@ -148,7 +149,7 @@ def quantise(
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """A model as an ONNX file that computes what it computes.
+    """A model as an ONNX file that gives the same outputs.
 
     Attributes:
         content: The file.
@@ -184,19 +185,19 @@ class Exported:
 
     @property
     def model(self) -> OnnxModel:
-        """The file as a module."""
+        """A module that runs the file."""
         return OnnxModel(self.content, self.outputs)
 
 
 @dataclass(frozen=True, eq=False)
 class Quantiser:
-    """Quantises what was made of a dense model. That the dense one can be exported is known already.
+    """Quantises models that were made from a dense model, which is exported first.
 
     Attributes:
         dense: The dense model.
         example: A batch that models are exported with and timed on.
-        kind: What is made.
-        exported: The dense model as ONNX.
+        kind: ``int8`` or ``int4``.
+        exported: The dense model as an ONNX file.
     """
 
     dense: nn.Module
@@ -206,13 +207,17 @@ class Quantiser:
 
     @classmethod
     def of(cls, dense: nn.Module, example: Batch, kind: str, processes: int = 1) -> Quantiser:
-        """Check what can be checked before any slow step."""
+        """Check the arguments before any slow step, and export the dense model.
+
+        Raises:
+            SettingError: There are several processes, the kind is unknown, or the model is not on the CPU.
+        """
         if processes > 1:
             raise SettingError(
-                f"prune(quantise={kind!r}): expected one process, got {processes}. Leave it out, and call "
-                "secateur.quantise on the result in one."
+                f"prune(quantise={kind!r}): expected one process, got {processes}. Leave quantise out, and "
+                "call secateur.quantise on the result in one process."
             )
-        asked = kind_called(kind)
+        known = checked_kind(kind)
         require_onnx()
         require_numbers("quantise", device_of(dense))
         if device_of(dense).type != "cpu":
@@ -220,7 +225,7 @@ class Quantiser:
                 f"quantise: expected a model on the CPU, where the quantised one runs, got one on "
                 f"{device_of(dense)}. Move it with model.cpu() first."
             )
-        return cls(dense, example, asked, Exported.of(dense, example))
+        return cls(dense, example, known, Exported.of(dense, example))
 
     def __call__(
         self,
@@ -236,19 +241,20 @@ class Quantiser:
         timed: bool = True,
         seconds_of: Stopwatch | None = None,
     ) -> Quantised:
-        """Quantise the last model, and measure all.
+        """Quantise the last model, and measure all models.
 
         Args:
-            made: The models that came of the dense one, by name; the last is quantised. Empty: the dense one.
-            fit: What activations are observed on.
-            judged: What quality is measured on.
+            made: Names and models that were made from the dense one. The last one is quantised; if there is
+                none, the dense one.
+            fit: The data that activations are observed on.
+            judged: The data that quality is measured on.
             first: The name of the dense model's stage.
-            budget: Its bounds on quality are looked at, too.
-            gauge: What they are decided with; made from `judged` if not given.
+            budget: The budget. Its bounds on quality are measured, too.
+            gauge: Measures these bounds. Default: made from `judged`.
             metric: As for `prune`.
             loss_fn: As for `prune`.
             timed: Whether to time the stages.
-            seconds_of: Times one call; the wall clock if not given.
+            seconds_of: Times one call. Default: the wall clock.
         """
         files = [(first, self.exported), *((name, Exported.of(m, self.example)) for name, m in made)]
         last, source = files[-1]
@@ -299,32 +305,34 @@ class Quantiser:
         )
 
 
-def kind_called(kind: str) -> Quantisation:
-    """Return the kind of this name.
+def checked_kind(kind: str) -> Quantisation:
+    """Return the kind of quantisation, checked.
 
     Raises:
-        SettingError: There is none.
+        SettingError: It is unknown.
     """
     found = next((each for each in KINDS if each == kind), None)
     if found is None:
-        raise SettingError(f"quantise({kind!r}): expected one of {', '.join(KINDS)}. Write 'int8'.")
+        raise SettingError(
+            f"quantise({kind!r}): expected one of {', '.join(KINDS)}, got another kind. Write 'int8'."
+        )
     return found
 
 
 def _losses(gauge: Gauge, model: nn.Module, budget: Budget | None) -> list[Loss]:
-    """How much worse a model is, by the bounds on quality of the budget, or by what the data allow."""
-    asked = () if budget is None else budget.quality
+    """Measure how much worse a model is, by the budget's bounds on quality, or by one that suits the data."""
+    bounds = () if budget is None else budget.quality
     confidence = 0.95 if budget is None else budget.confidence
     found = []
-    for bound in asked or (gauge.bound(),):
+    for bound in bounds or (gauge.bound(),):
         try:
             damage = gauge(model, bound)
             low, high = damage.interval(confidence)
             most = damage.bound(confidence)
         except (CalibrationError, SettingError):
-            if asked:
+            if bounds:
                 raise
-            continue  # too few samples, or no quality that is defined: the table says what it can
+            continue  # too few samples, or no measure of quality is defined: the table goes without
         found.append(
             Loss(
                 bound=bound,
@@ -333,7 +341,7 @@ def _losses(gauge: Gauge, model: nn.Module, budget: Budget | None) -> list[Loss]
                 low=low,
                 high=high,
                 most=most,
-                limit=getattr(budget, bound) if asked else None,
+                limit=getattr(budget, bound) if bounds else None,
                 confidence=confidence,
             )
         )
@@ -345,7 +353,7 @@ def _feeds(model: OnnxModel, batch: Batch) -> Feeds:
 
 
 def _require_numbers(model: OnnxModel, data: Calibration, whose: str = "the model") -> None:
-    """Check that a model gives numbers: what quantising costs cannot be told from NaN."""
+    """Check that a model's outputs are no NaN: the cost of quantising could not be measured."""
     for batch in data.plain.batches():
         if any(bool(value.isnan().any()) for value in floats_of(batch.run(model), batch)):
             raise CalibrationError(
@@ -367,7 +375,7 @@ def _runtime() -> str:
 def _evaluated(
     models: Sequence[OnnxModel], data: Calibration, loss_fn: LossFn | None
 ) -> Sequence[Evaluation]:
-    """Measure all models alike: by the loss, or where only the model itself knows it by the distance."""
+    """Measure all models in the same way: by the loss; by the distance if an ONNX file lacks the loss."""
     try:
         return [evaluate(model, data, dense=models[0], loss_fn=loss_fn) for model in models]
     except CalibrationError:
@@ -378,7 +386,7 @@ def _evaluated(
 
 
 def _distance(model: OnnxModel, other: OnnxModel, data: Calibration) -> float:
-    """How far outputs are from those of another model, over the size of these."""
+    """Return the squared distance of a model's outputs to another's, divided by the square of these."""
     error, norm = 0.0, 0.0
     for batch in data.plain.batches():
         apart, size = squared_distance(floats_of(batch.run(model), batch), floats_of(batch.run(other), batch))
@@ -387,10 +395,10 @@ def _distance(model: OnnxModel, other: OnnxModel, data: Calibration) -> float:
 
 
 def _own_loss(dense: nn.Module, batch: Batch) -> LossFn | None:
-    """The loss of a model that computes it from labels, which its ONNX file does not: of next tokens.
+    """Return `next_token_loss` if the model computes just that from its labels; else None.
 
-    It is used only if it gives what the model itself gives on a batch. None: the default loss does, or the
-    distance to the dense model has to.
+    An ONNX file does not compute a loss, so it must be computed from the logits. With None, the default loss
+    is used, or the distance to the dense model.
     """
     if not isinstance(batch.raw, Mapping) or batch.extra is None:
         return None
@@ -400,13 +408,13 @@ def _own_loss(dense: nn.Module, batch: Batch) -> LossFn | None:
         logits = logits_of(output)
         if not isinstance(own, Tensor) or logits is None or logits.ndim != 3 or batch.labels is None:
             return None
-        mine = next_token_loss(lambda **_: logits, batch.raw)
-    return next_token_loss if bool((mine - own).abs() <= 1e-4 * own.abs()) else None
+        ours = next_token_loss(lambda **_: logits, batch.raw)
+    return next_token_loss if bool((ours - own).abs() <= 1e-4 * own.abs()) else None
 
 
 def next_token_loss(model: Any, batch: Any) -> Tensor:
-    """The mean cross-entropy of each token's logits and the next label, as language models compute it."""
-    given = {name: value for name, value in batch.items() if name != "labels"}
-    logits = logits_of(model(**given))
+    """Return the mean cross-entropy of each token's logits and the next label, like language models."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits = logits_of(model(**inputs))
     assert logits is not None  # noqa: S101  # known since `_own_loss`
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten())

@@ -1,4 +1,4 @@
-"""What quantising a model brought, as data: size, time and quality of each stage in one runtime."""
+"""The measurements of a quantised model as data: size, time and quality of each stage in one runtime."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Data(BaseModel):
 
 
 class Stage(_Data):
-    """One model as a file that ONNX Runtime runs.
+    """The measurements of one model, as a file that ONNX Runtime runs.
 
     Attributes:
         stage: ``dense``, ``pruned`` or ``model``; with ``+ int8`` or ``+ int4`` behind it, the quantised one.
@@ -22,8 +22,8 @@ class Stage(_Data):
         loss: The mean loss, or the distance to the dense outputs.
         measure: What `loss` is: ``loss``, ``distance to dense`` or ``divergence from dense``.
         accuracy: Top-1 accuracy in [0, 1]; None if it is not defined.
-        samples: The samples behind these.
-        seconds: Of every timed pass; all stages run in turn. Empty if none was timed.
+        samples: Number of samples that loss and accuracy were measured on.
+        seconds: Seconds of every timed pass; the stages run in turn. Empty if none was timed.
     """
 
     stage: str
@@ -36,18 +36,18 @@ class Stage(_Data):
 
 
 class Loss(_Data):
-    """How much worse the quantised model is than the dense one, on the data that decide.
+    """How much worse the quantised model is than the dense one, on the held-out data.
 
     Attributes:
-        bound: The field of `Budget` that it is about: ``accuracy_drop``, ``loss_rise`` or
+        bound: The field of `Budget` that it belongs to: ``accuracy_drop``, ``loss_rise`` or
             ``perplexity_rise``.
-        measure: What was measured, in words.
+        measure: The measured quantity, in words.
         value: The drop or rise, as a fraction.
         low: Lower end of its interval.
         high: Upper end.
-        most: It is at most this, with the same confidence.
-        limit: What the budget allows; None if it does not say.
-        confidence: Of the interval and of `most`, each by itself.
+        most: Upper confidence bound of `value`.
+        limit: The largest value that the budget allows; None if it has no such bound.
+        confidence: Confidence of the interval, and of `most`.
     """
 
     bound: str
@@ -66,18 +66,18 @@ class Loss(_Data):
 
 
 class QuantisedFigures(_Data):
-    """What quantising brought.
+    """All measurements of a quantised model.
 
     Attributes:
         kind: ``int8``: weights and activations; ``int4``: weights of matrix products.
-        runtime: What ran all stages.
-        threads: Threads within an operator.
-        batch: Samples in a timed pass.
-        calibrated: Samples that activations were observed on; 0 for int4.
-        distance: Of the quantised model's outputs from those of the model that was quantised,
+        runtime: Name and version of the runtime of all stages.
+        threads: Number of threads within an operator.
+        batch: Number of samples in a timed pass.
+        calibrated: Number of samples that activations were observed on; 0 for int4.
+        distance: Distance of the quantised model's outputs to those of its source,
             sum ||a - b||^2 / sum ||b||^2, on the same data as the losses.
         stages: From the dense model to the quantised one.
-        losses: Against the dense model; against the model itself if there is no dense one.
+        losses: Losses of quality relative to the first stage.
     """
 
     kind: Literal["int8", "int4"]

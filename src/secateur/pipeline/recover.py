@@ -110,7 +110,7 @@ def recover(
     data = Calibration.of(loader, seed=seed, forward=forward, model=model)
 
     def copy() -> nn.Module:
-        with without_caches(model, lambda: data.first().arguments):  # new weights would not reach these
+        with without_caches(model, lambda: data.first().arguments):  # caches would keep values of old weights
             return duplicate(model)
 
     student = copy()
@@ -124,7 +124,7 @@ def recover(
     plain = optimizer(trained) if optimizer else _sgd(trained, learning_rate)
     wrapped, steps = (student, plain) if accelerator is None else accelerator.prepare(student, plain)
     device = device_of(student)
-    objective = _Objective(_on(teacher, device), distill, temperature, loss_fn)
+    objective = _Objective(_on_device(teacher, device), distill, temperature, loss_fn)
     with seeded(seed + processes.rank):
         wrapped.train()
         loop.run(
@@ -139,7 +139,7 @@ def recover(
         )
     processes.agree(student)
     flush_subnormals(student)
-    result = copy()  # not the student: what prepared it may have left its marks on it
+    result = copy()  # not the student: an Accelerator may have changed it
     result.load_state_dict(student.state_dict())
     return attach(result, record)
 
@@ -153,7 +153,7 @@ class _Objective:
         self.teacher, self.distill, self.temperature, self.loss_fn = teacher, distill, temperature, loss_fn
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """A scalar.
+        """Return the loss of a batch, a scalar.
 
         Raises:
             CalibrationError: There is neither a teacher nor a loss, or the loss is not finite.
@@ -161,13 +161,13 @@ class _Objective:
         task: Tensor | None = None
         calls: list[_Call] = []
         if self.loss_fn is not None:
-            with _listening(model) as calls:
+            with _recorded_calls(model) as calls:
                 task = own_loss(self.loss_fn, model, batch.raw)
         loss = task
         if self.teacher is not None or self.loss_fn is None:
             # The loss function's own call serves too: a second would count twice in batch norms.
             own = self.loss_fn is not None and batch.reading.forward is not None
-            found = [call.output for call in calls if own or call.has(batch)]
+            found = [call.output for call in calls if own or call.has_inputs_of(batch)]
             output = found[0] if found else batch.run(model, labelled=True)
             if self.loss_fn is None and (batch.labels is not None or self.teacher is None):
                 loss = task = default_loss(output, batch)
@@ -178,24 +178,24 @@ class _Objective:
         if loss is None or not bool(torch.isfinite(loss)):
             raise CalibrationError(
                 f"recover, batch {batch.index}: expected a finite loss, got {loss}. "
-                "Do lower the learning rate, and check the model and the data."
+                "Lower the learning rate, and check the model and the data."
             )
         return loss
 
     def _divergence(self, teacher: nn.Module, output: Any, batch: Batch) -> Tensor:
-        """KL of the teacher and the model: classes lie along axis 1, or the last of a language model's."""
+        """Return KL(teacher || model). Classes lie along axis 1; along the last one for language models."""
         with torch.no_grad(), evaluating(teacher):
-            wanted = logits_of(batch.run(teacher))
-        got = logits_of(output)
-        if got is None or wanted is None or got.shape != wanted.shape:
+            target = logits_of(batch.run(teacher))
+        own = logits_of(output)
+        if own is None or target is None or own.shape != target.shape:
             raise CalibrationError(
                 "recover: expected model and teacher to return logits of one shape, got "
-                f"{type(output).__name__}. Do pass teacher=None, and loss_fn if need be."
+                f"{type(output).__name__}. Pass teacher=None, and loss_fn if there are no labels."
             )
-        axis = -1 if got.ndim == 3 and not isinstance(output, Tensor) else 1
+        axis = -1 if own.ndim == 3 and not isinstance(output, Tensor) else 1
         ours, theirs = (
             F.log_softmax(v.to(torch.promote_types(v.dtype, torch.float32)) / self.temperature, axis)
-            for v in (got, wanted)
+            for v in (own, target)
         )
         each = (theirs.exp() * (theirs - ours)).sum(axis)
         return each.mean() * self.temperature**2
@@ -203,24 +203,24 @@ class _Objective:
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """What a model was given, and what it gave."""
+    """One call of a model: its arguments and its output."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     output: Any
 
-    def has(self, batch: Batch) -> bool:
-        """Whether it was given the very inputs of a batch."""
+    def has_inputs_of(self, batch: Batch) -> bool:
+        """Whether the arguments are the same objects as the inputs of a batch."""
         kwargs = {k: v for k, v in self.kwargs.items() if k in batch.kwargs or k != "labels"}
         if len(self.args) != len(batch.args) or [*kwargs] != [*batch.kwargs]:
             return False
-        given, wanted = [*self.args, *kwargs.values()], [*batch.args, *batch.kwargs.values()]
-        return all(a is b for a, b in zip(given, wanted, strict=True))
+        ours, theirs = [*self.args, *kwargs.values()], [*batch.args, *batch.kwargs.values()]
+        return all(a is b for a, b in zip(ours, theirs, strict=True))
 
 
 @contextmanager
-def _listening(model: nn.Module) -> Iterator[list[_Call]]:
-    """The calls of a model inside the block."""
+def _recorded_calls(model: nn.Module) -> Iterator[list[_Call]]:
+    """Record the calls of a model inside the block."""
     calls: list[_Call] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -233,8 +233,8 @@ def _listening(model: nn.Module) -> Iterator[list[_Call]]:
         handle.remove()
 
 
-def _on(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
-    """The teacher, or a copy of it, where the model is trained."""
+def _on_device(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
+    """Return the teacher if it is on the device, else a copy there."""
     if teacher is None:
         return None
     teacher = unwrap(teacher)
@@ -248,7 +248,7 @@ def _check(epochs: int, distill: float, temperature: float) -> None:
         ("temperature", temperature, temperature > 0, "a number above 0"),
     ):
         if not fits:
-            raise SettingError(f"recover: expected {name} of {expected}, got {value}. Do correct it.")
+            raise SettingError(f"recover: expected {name} of {expected}, got {value}. Pass another value.")
 
 
 def _sgd(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""What the calls of the whole pipeline share: their result, and how they fill in the report."""
+"""The result of `prune`, and functions that collect the data of its report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from secateur.signals import Scores
 from secateur.signals.loss import LossFn, default_loss
 
 _PROOF_SAMPLES = 4
-"""Real samples that the proof runs on: it is in float64, and an error shows on any of them."""
+"""Number of calibration samples that the proof runs on. It is in float64, so any sample shows an error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,11 @@ class Result:
 
     Attributes:
         model: The new, smaller model.
-        plan: The decision; a `MaskPlan` for single weights.
-        scores: What each unit, weight or expert was worth; allocate again from these without the data.
+        plan: The plan; a `MaskPlan` for single weights.
+        scores: The scores. Allocators can make further plans from them, without the data.
         graph: The trace; an `ExpertGraph` for experts.
-        report: What happened; ``print(result)``, ``.to_html(path)``, ``.to_json(path)``.
-        quantised: The quantised model as an ONNX file; None unless `prune` was asked for one.
+        report: The report: ``print(result)``, ``.report.to_html(path)``, ``.report.to_json(path)``.
+        quantised: The quantised model as an ONNX file; None without the option `quantise`.
     """
 
     model: nn.Module
@@ -62,12 +62,12 @@ class Result:
     def frontier(self) -> Frontier | None:
         """The models that were measured on held-out data, by cost; None if none was.
 
-        With a bound on quality these are the plans that were looked at; with ``frontier=`` also those.
+        They are those that a bound on quality needed, and those that the option `frontier` asked for.
         """
         return self.report.frontier
 
     def at(self, point: Point | float) -> Result:
-        """Make the model of a point of the frontier, or of any share of the cost, from the same scoring.
+        """Make the model of a point of the frontier, or of any share of the cost, without scoring again.
 
         Args:
             point: An entry of ``frontier.points``, or the share of the cost to keep, in (0, 1).
@@ -80,31 +80,34 @@ class Result:
             UnreachableBudgetError: No plan keeps so little.
         """
         if self._at is None:
-            raise SettingError("Result.at: expected a result of secateur.prune, got one made by hand.")
+            raise SettingError(
+                "Result.at: expected a result that secateur.prune returned, got one made by "
+                "hand. Call prune with a budget instead."
+            )
         return self._at(point if isinstance(point, float) else point.share)
 
 
 @contextmanager
 def clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Notes how long a phase takes, in all. [s]"""
+    """Add the time that the block takes to the phase's seconds."""
     start = time.perf_counter()
     yield
     seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
 def few(batch: Batch, static: int | None) -> Any:
-    """A handful of the batch's samples; all of them where the program takes no other batch size."""
+    """Return a few of the batch's samples as inputs; all of them if the program has a fixed batch size."""
     return batch.first(static or _PROOF_SAMPLES).inputs
 
 
 @torch.no_grad()
 def check_labels(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> None:
-    """Refuse labels that have no loss now, not after all else is done.
+    """Check early that the loss of the labels can be computed, before the slow steps.
 
-    A model that does not run, or returns no tensor, is left for `trace` to refuse.
+    If the model does not run or returns no tensor, nothing is checked: `trace` raises an error for that.
 
     Raises:
-        CalibrationError: The labels do not fit what the model gives.
+        CalibrationError: The labels do not fit the model's outputs.
     """
     if loss_fn is None and batch.labels is not None:
         own = batch.to(device_of(model))
@@ -118,7 +121,7 @@ def check_labels(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> None
 
 
 def proof_entry(proof: Proof) -> dict[str, Any]:
-    """A proof as the report holds it."""
+    """Return a proof as plain data for the report."""
     found: dict[str, Any] = json.loads(json.dumps(asdict(proof)))  # lists for tuples
     return {**found, "proven": proof.proven}
 
@@ -131,9 +134,14 @@ def figures(
     *,
     measure_latency: bool,
 ) -> tuple[Figures, ...]:
-    """Cost and quality of each stage: dense, pruned and, if anything was repaired, repaired.
+    """Return cost and quality of each stage: dense, pruned and, if a repair helped, repaired.
 
-    `costs` are the dense model's and the pruned one's.
+    Args:
+        stages: Name and model of each stage.
+        measured: The quality of each stage.
+        costs: The cost of the dense and of the pruned model.
+        example: The batch to time the models on.
+        measure_latency: Whether to time the models.
     """
     times: list[dict[str, Any]] = [{} for _ in stages]
     if measure_latency:
@@ -165,7 +173,7 @@ def figures(
     )
 
 
-def asked_for(
+def report_settings(
     budget: Budget | None,
     allocator: str,
     granularity: str,
@@ -176,7 +184,7 @@ def asked_for(
     loss: str = "default",
     **further: bool | int | float | str | None,
 ) -> dict[str, Any]:
-    """The call's arguments as the report holds them; `further` are those that not every call has."""
+    """Return the arguments of a call as plain data for the report; `further` are optional ones."""
     repairs = repair
     if repair is not None and not isinstance(repair, str):
         repairs = [name_of_repair(each) for each in listed(repair)]
@@ -193,12 +201,12 @@ def asked_for(
 
 
 def scored_on(scores: Scores) -> dict[str, int]:
-    """How much the scores were made from, as the report holds it."""
+    """Return the number of samples and classes that were scored, for the report; nothing that is 0."""
     return {name: count for name in ("samples", "classes") if (count := getattr(scores, name))}
 
 
 def untouched(graph: Graph) -> tuple[Kept, ...]:
-    """What was left as it was, and why."""
+    """Return the parts of the model that could not be pruned, with the reasons."""
     left = [Kept(what=entry.group.name, reason=entry.reason) for entry in graph.left]
     frozen = [Kept(what=f"{f.tensor} axis {f.axis}", reason=f.reason, where=f.where) for f in graph.frozen]
     return (*left, *frozen)

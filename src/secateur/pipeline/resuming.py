@@ -1,4 +1,4 @@
-"""Score once in a run, also if it is killed and started again: see `secateur.signals.journal`."""
+"""Score, or reuse the scores of a killed run: see `secateur.signals.journal`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.calibration import Calibration
 from secateur.signals import Scores, score
 from secateur.signals.identity import plain
-from secateur.signals.journal import checked_notes, current, model_digest, require_like
+from secateur.signals.journal import checked_notes, current_journal, model_digest, require_like
 from secateur.signals.loss import LossFn, loss_name
 from secateur.signals.scores import Table
 from secateur.targets.granularity import granularity_of
@@ -28,9 +28,9 @@ def scored_once(
     seed: int,
     progress: bool,
 ) -> Scores:
-    """Score, or take the scores from the journal of the run.
+    """Score, or read the scores from the journal of the run.
 
-    A pass over the data that was killed goes on where it was if units are scored. Other passes start again.
+    If a pass over the data was killed, scoring of units resumes where it stopped. Other passes start again.
 
     Args:
         graph: The trace.
@@ -41,7 +41,7 @@ def scored_once(
         seed: As for `sc.score`.
         progress: As for `sc.score`.
     """
-    journal = current()
+    journal = current_journal()
     options: dict[str, Any] = {"loss_fn": loss_fn, "seed": seed, "progress": progress}
     if journal is None:
         return score(graph, data, signals, **options)
@@ -49,7 +49,7 @@ def scored_once(
     what = plain(repr(signals)), str([*sizes.items()])
     where = (model_digest(model), journal.data(data), str(loss_name(loss_fn, data.first())), str(seed))
     step = journal.step("scores", *where, *what)
-    known = step.load(partial(_understood, sizes))
+    known = step.load(partial(_from_journal, sizes))
     if known is not None:
         return known
     if granularity_of(graph) == "unit":
@@ -60,11 +60,11 @@ def scored_once(
     return found
 
 
-def _understood(sizes: Mapping[str, int], notes: Any, tensors: Mapping[str, Tensor]) -> Scores:
-    """Scores of groups of these sizes.
+def _from_journal(sizes: Mapping[str, int], notes: Any, tensors: Mapping[str, Tensor]) -> Scores:
+    """Make scores from the journal's notes and tensors.
 
     Raises:
-        ValueError: They are others.
+        ValueError: They are not scores of groups with these names and sizes.
     """
     table = checked_notes(Table, notes)
     if set(table.groups) != set(sizes):

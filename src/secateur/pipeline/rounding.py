@@ -1,4 +1,4 @@
-"""Choose the multiple to which numbers of kept units are rounded, by timing the plans that each gives."""
+"""Choose the multiple that numbers of kept units are rounded to, by timing a plan for each multiple."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.calibration.subset import take_share
 from secateur.errors import NothingToPruneError, SecateurError
 from secateur.measure.latency.interval import median_ratio
 from secateur.pipeline.auto.choose import FEW, LEAST, fixed, measured
-from secateur.pipeline.bounds.ceilings import Latency
+from secateur.pipeline.bounds.measured_bounds import Latency
 from secateur.pipeline.targets.target import Target
 from secateur.repairs.judging import MARGIN, standard_errors
 from secateur.signals import Scores
@@ -24,16 +24,16 @@ from secateur.targets.granularity import UNITS, refusal
 MULTIPLES = (1, 4, 8, 16, 32)
 
 WORSE = 1.1
-"""A plan is out if its error exceeds that of the smallest multiple by more than noise and by this factor."""
+"""A plan is dropped if its error is above this times the smallest multiple's, and by more than noise."""
 
 
 def is_measured(limits: Limits | None) -> TypeGuard[Limits]:
-    """Whether limits ask for the multiple to be measured."""
+    """Whether the multiple is to be chosen by measurement."""
     return isinstance(limits, Limits) and limits.round_to == MEASURED
 
 
 def finest(limits: Limits | None) -> Limits | None:
-    """Return limits that plans can be made with: 1 in place of ``measured``."""
+    """Return the limits with the multiple 1 in place of ``measured``, so that plans can be made."""
     return replace(limits, round_to=1) if is_measured(limits) else limits
 
 
@@ -42,21 +42,21 @@ def rounded(
 ) -> tuple[Limits, str]:
     """Choose the multiple; return the limits with it, and a note on what was measured.
 
-    At the same budget each of `MULTIPLES` gives a plan. Its model is repaired on a few samples and judged on
-    held-out data; it is out if it is clearly worse than the smallest multiple's (`WORSE`). The others are
-    timed in turn, on the first batch. From the smallest multiple on, a larger one wins if it is faster beyond
-    the 95 % interval of the ratio.
+    Each of `MULTIPLES` gives a plan for the same budget. Its model is repaired on a few samples and measured
+    on held-out data. It is dropped if it is clearly worse than that of the smallest multiple (`WORSE`). The
+    remaining models are timed in turn, on the first batch. A larger multiple replaces a smaller one if the
+    95 % interval of the ratio of times lies below 1.
 
     Args:
-        limits: The limits that were asked for, which say ``measured``.
-        target: What is removed, with the model and the data.
+        limits: The limits, with ``measured``.
+        target: The target, with the model and the data.
         rule: The allocator.
-        scores: What it reads.
+        scores: The scores that it reads.
         budget: The counted budget; None lets the rule decide.
-        timed: The budget that says how models are timed.
+        timed: The budget whose settings say how to time models.
 
     Raises:
-        SecateurError: If no multiple gives a plan; it is that of the smallest.
+        SecateurError: No multiple gives a plan. It is the error for the smallest multiple.
     """
     task, judge = target.task, target.judge()
     timed = timed if timed is not None and timed.latency is not None else Budget(latency=0.5)
@@ -83,7 +83,7 @@ def rounded(
                 worse.append(multiple)
         except OF_THE_RUN:
             raise
-        except SecateurError as error:  # the budget may be out of reach with so coarse steps
+        except SecateurError as error:  # a large multiple may not reach the budget
             first = first or error
     if first is not None and not found:
         raise first
@@ -99,7 +99,7 @@ def rounded(
 
 
 def _fastest(models: dict[int, nn.Module], clock: Latency) -> tuple[int, dict[int, float]]:
-    """The multiple whose model is fastest, and each one's time over that of the first."""
+    """Return the multiple whose model is fastest, and each model's time divided by that of the first."""
     times = dict(zip(models, clock.times(*models.values()), strict=True))
     best = first = next(iter(times))
     for multiple, took in times.items():
@@ -109,10 +109,10 @@ def _fastest(models: dict[int, nn.Module], clock: Latency) -> tuple[int, dict[in
 
 
 def require_units(limits: Limits | None, granularity: str) -> None:
-    """Refuse to measure multiples of what has no size that a kernel sees.
+    """Check that multiples can change the speed: only units of layers change the sizes that kernels see.
 
     Raises:
-        SettingError: If the limits say ``measured``, and no units of layers are removed.
+        SettingError: The limits have ``measured``, and the granularity is another one.
     """
     if is_measured(limits) and granularity not in UNITS:
         why = "no kernel is faster for a multiple of them"

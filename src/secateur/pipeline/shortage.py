@@ -1,4 +1,4 @@
-"""Whether calibration data give the layers enough rows for what is computed from them in closed form."""
+"""Find out whether there are enough calibration data to refit every layer by least squares."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from secateur.repairs.regression.readers import LayerCalls
 from secateur.stream.calls import Call
 
 HELD = 1 / 5
-"""The part of the data that scores and repairs do not see."""
+"""The share of the data that is held out, which scores and repairs do not read."""
 
 
 def shortage(graph: Graph, samples: int) -> str:
-    """Say which layer gets fewest rows for its input columns, if it gets less than one each; else nothing.
+    """Name the layer with the fewest rows per input column, if it has less than one; else return "".
 
-    Each position of a layer's output is a row. Positions of one sample depend on each other, so one row for
-    each column is the least, not plenty.
+    Each position of a layer's output gives the regression one row. Positions of one sample depend on each
+    other, so one row per column is the minimum, and more is better.
 
     Args:
         graph: The trace of the dense model.
-        samples: How many samples scores and repairs see.
+        samples: Number of samples that scores and repairs read.
     """
     calls = LayerCalls(graph)
     sites = {
@@ -46,7 +46,7 @@ def shortage(graph: Graph, samples: int) -> str:
 
 
 def _shape(site: Site, calls: LayerCalls) -> tuple[int, int] | None:
-    """Input columns, and output positions of one sample; None where these depend on the data."""
+    """Return the input columns, and the output positions of one sample; None if the data decide these."""
     weight = calls.tensor(site.weight).to("meta")
     call = Call.captured(site.node)
     try:

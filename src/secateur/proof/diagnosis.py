@@ -1,4 +1,4 @@
-"""Why a pruned model differs from its reference: where it begins, and what can be the cause."""
+"""Find out why a pruned model differs from its reference: the first module that differs, and the cause."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from secateur.targets.units.tensors import cut, kept, removed_positions, tensor_
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """What is compared.
+    """The models that are compared.
 
     Attributes:
         model: The dense model.
-        small: The pruned one.
-        makes_reference: Makes what that has to equal: ``masked``, or the captured program.
-        own_weights: Whether the weights are those that the user gave, without random numbers added.
+        small: The pruned model.
+        makes_reference: Makes the reference: the masked dense model, or the captured program.
+        own_weights: Whether the weights are the user's own, without random numbers added.
     """
 
     model: nn.Module
@@ -57,7 +57,7 @@ class Pair:
 
     @property
     def reference(self) -> nn.Module:
-        """What the pruned model has to equal, made anew."""
+        """A new copy of the reference that the pruned model has to equal."""
         return self.makes_reference()
 
     @cached_property
@@ -72,12 +72,12 @@ class Compared:
 
     Attributes:
         pair: The models.
-        plan: The plan in between.
+        plan: The plan that was applied.
         args: Positional arguments.
         kwargs: Keyword arguments.
-        draws: The random numbers of both.
+        draws: The random numbers of both models.
         difference: The largest relative difference of an output.
-        way: How both ran.
+        way: How both models ran.
     """
 
     pair: Pair
@@ -89,18 +89,18 @@ class Compared:
     way: Way = PLAIN
 
     def dense_moves(self, by: float = 0.0) -> float:
-        """Relative difference of two runs of the reference, its weights changed by this share in one."""
-        first, second = double_copy(self.pair.reference), nudged(self.pair.reference, by)
+        """Relative difference of two runs of the reference, with perturbed weights in one of them."""
+        first, second = double_copy(self.pair.reference), perturbed_weights(self.pair.reference, by)
         outputs = [run_doubled(m, self.args, self.kwargs, self.draws, self.way) for m in (first, second)]
         return relative_difference(*outputs)
 
     def rounding(self) -> bool:
-        """Whether a change in the last digits of the dense weights moves the dense output as much."""
+        """Whether a change in the last digits of the dense weights changes the dense output as much."""
         return 10 * self.dense_moves(1e-15) >= self.difference
 
 
-def nudged(model: nn.Module, by: float, seed: int = 0) -> nn.Module:
-    """A copy in float64, its weights changed by random numbers of this relative size."""
+def perturbed_weights(model: nn.Module, by: float, seed: int = 0) -> nn.Module:
+    """Return a copy in float64 whose weights are changed by random numbers of this relative size."""
     double = double_copy(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -111,22 +111,22 @@ def nudged(model: nn.Module, by: float, seed: int = 0) -> nn.Module:
 
 
 def cause(found: Compared) -> str:
-    """What explains a difference, and what to do; a bug only where nothing else is left."""
+    """Say what explains a difference and what to do. A bug is the last possibility."""
     try:
         record = record_of(found.pair.small)
-    except ArtefactError:  # a class of the user's own around it
+    except ArtefactError:  # the model is inside a class of the user's own
         record = None
     if record is not None and any(r.get("kept") for r in record.repairs):
         return "It was repaired after apply, which changes its output on purpose. Verify before repair."
     if changed := changed_tensor(found.pair, found.plan):
         return (
-            f"Its tensor {changed} is not what the plan leaves of the dense model's: one of the two was "
-            f"trained, repaired, converted or changed after apply. Verify before that."
+            f"Its tensor {changed} is not the dense model's tensor without the removed positions: one of the "
+            f"two models was trained, repaired, converted or changed after apply. Verify before that."
         )
     if found.draws.unlike:
         return (
-            f"Both draw random numbers in their forward pass, but not the same ({found.draws.unlike}), so "
-            f"that they cannot be compared. Turn off what is random to prove the rest."
+            f"Both models draw random numbers in their forward pass, but not the same ones "
+            f"({found.draws.unlike}), so they cannot be compared. Turn off what is random to prove the rest."
         )
     if (again := found.dense_moves()) > 0.1 * found.difference:
         return (
@@ -135,39 +135,39 @@ def cause(found: Compared) -> str:
         )
     if not found.way.training and _asks_for_gradients(found):
         return (
-            "The dense model computes something else where gradients are on: its code asks "
+            "The dense model computes something else when gradients are on: its code asks "
             "torch.is_grad_enabled() or requires_grad. The trace ran with gradients on, this comparison "
             "without. Let the code ask self.training, or an argument, and trace again."
         )
     if found.rounding():
         return (
-            "The dense model amplifies rounding that much: changing its weights in the 15th digit moves its "
-            "output as far. Pass a larger tolerance=."
+            "The dense model amplifies rounding that much: changing its weights in the 15th digit changes "
+            "its output as much. Pass a larger tolerance=."
         )
     if found.way.training:  # evaluation mode agrees
         return (
-            "In training mode its code uses a number that follows the number of units, such as a rate, in a "
-            "way that no attribute and no call shows. Take that number from elsewhere, or leave out the "
+            "In training mode its code uses a number that depends on the number of units, such as a rate, in "
+            "a way that no attribute and no call shows. Set that number in another way, or leave out the "
             "group with limits=sc.Limits(ignore=...)."
         )
     if differs := _other_attribute(found.pair.model, found.pair.small):
-        return f"Its {differs}. What forward does with another value is not traced: set it before trace."
+        return f"Its {differs}. The trace saw only one value: set it before trace."
     if kept := _other_state(found.pair.model, found.pair.small):
         return (
-            f"Its {kept} is not what that of the model is: earlier calls may have left it there. Verify "
-            f"before the pruned model is called, or reset both."
+            f"Its {kept} differs from that of the dense model: earlier calls may have set it. Verify before "
+            f"the pruned model is called, or reset both."
         )
     if record is not None and record.form == "graph" and _only_in_double(found):
         return (
-            "In the model's own dtype both agree. The captured program holds numbers of a dtype, such as "
-            "torch.finfo(x.dtype).min, as constants, so that a comparison in float64 says nothing here. Take "
-            "form 'module', or inputs without samples or positions that are padding throughout."
+            "In the model's own dtype both models agree. The captured program has limits of that dtype, such "
+            "as torch.finfo(x.dtype).min, as constants, so comparing in float64 is no proof here. Use form "
+            "'module', or inputs in which no sample and no position is padding only."
         )
     return "Please report this as a bug."
 
 
 def _other_attribute(model: nn.Module, small: nn.Module) -> str:
-    """The first switch that differs in the pruned model, with both values; empty if there is none."""
+    """Return the first plain attribute (bool, str) that differs, with both values; empty if there is none."""
     ours = dict(small.named_modules())
     for path, module in model.named_modules():
         held = vars(ours[path]) if path in ours else {}
@@ -180,7 +180,7 @@ def _other_attribute(model: nn.Module, small: nn.Module) -> str:
 
 
 def _other_state(model: nn.Module, small: nn.Module) -> str:
-    """The first tensor beside the state dict that one model alone keeps, or with other numbers."""
+    """Return the first tensor outside the state dict that only one model has, or that differs; else empty."""
     ours, theirs = kept_tensors(small), kept_tensors(model)
     for slot in {**theirs, **ours}:
         mine, other = (tensors_of(held.get(slot)) for held in (ours, theirs))
@@ -191,7 +191,7 @@ def _other_state(model: nn.Module, small: nn.Module) -> str:
 
 
 def _only_in_double(found: Compared) -> bool:
-    """Whether two models differ only where all that the forward pass casts to is float64."""
+    """Whether the models differ only in float64, and agree in their own dtype."""
     if found.way != PLAIN:
         return False
     ours, theirs = partial(run, found.pair.small), partial(run, found.pair.reference)
@@ -199,7 +199,7 @@ def _only_in_double(found: Compared) -> bool:
 
 
 def _asks_for_gradients(found: Compared) -> bool:
-    """Whether the dense model's outputs hang on whether gradients are on."""
+    """Whether the dense model's outputs depend on whether gradients are on."""
     without = run_in_double(found.pair.model, found.args, found.kwargs, found.draws, found.way)
     way = found.way._replace(gradients=True)
     try:
@@ -210,7 +210,7 @@ def _asks_for_gradients(found: Compared) -> bool:
 
 
 def changed_tensor(pair: Pair, plan: Plan) -> str:
-    """The first tensor of the pruned model that is not the dense one's, cut; empty if there is none."""
+    """Return the first tensor that is not the dense tensor without the removed positions; empty if none."""
     removed = removed_positions(plan)
     for name, dense in named_tensors(pair.model).items():
         try:
@@ -226,10 +226,10 @@ def changed_tensor(pair: Pair, plan: Plan) -> str:
 
 
 def first_module(found: Compared) -> str:
-    """Path of the first module to return something else than in the reference; empty if none can be named.
+    """Return the path of the first module whose output differs from that in the reference; empty if unknown.
 
-    Where an axis is shorter in the pruned model, the positions that some tensor of the same size keeps are
-    compared; a module that no such choice explains counts as different.
+    If an axis is shorter in the pruned model, the kept positions are not known. So those of each tensor with
+    an axis of the same size are tried. The module differs if the outputs are equal for none of them.
     """
     ours, theirs = double_copy(found.pair.small), double_copy(found.pair.reference)
     seen: dict[tuple[str, int], list[torch.Tensor]] = {}
@@ -247,7 +247,7 @@ def first_module(found: Compared) -> str:
 
 
 def _outputs(model: nn.Module, found: Compared) -> list[tuple[str, int, list[torch.Tensor]]]:
-    """What each call of each module returned, in order of return: path, number of the call, tensors."""
+    """Return path, number of the call, and tensors of each call of each module, in order of return."""
     calls: list[tuple[str, int, list[torch.Tensor]]] = []
     counts: dict[str, int] = {}
 
@@ -266,7 +266,7 @@ def _outputs(model: nn.Module, found: Compared) -> list[tuple[str, int, list[tor
 
 
 def _choices(model: nn.Module, plan: Plan) -> dict[tuple[int, int], list[NDArray[np.int64]]]:
-    """For an axis of one size that becomes another, what the plan's tensors of these sizes keep."""
+    """Map (size before, size after) of an axis to the kept positions of tensors with such an axis."""
     found: dict[tuple[int, int], list[NDArray[np.int64]]] = {}
     for name, axes in removed_positions(plan).items():
         try:

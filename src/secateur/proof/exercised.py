@@ -1,4 +1,4 @@
-"""Which of the tensors that a plan cut move the output: what does not, no comparison can see."""
+"""Find out which pruned tensors change the outputs: no comparison can show an error in the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from secateur.common.mapped import settled
+from secateur.common.mapped import stored_like
 from secateur.common.models import evaluating
 from secateur.common.outputs import tensors_of
 from secateur.errors import ApplyError
@@ -32,24 +32,25 @@ from secateur.targets.units.compare import (
 from secateur.targets.units.draws import AnyDraws, NoDraws
 from secateur.targets.units.tensors import kept, removed_positions, tensor_called
 
-SPOILED = 64
-"""Most forward passes that try one tensor each, where gradients say nothing."""
+MOST_PERTURBATIONS = 64
+"""Most forward passes that perturb one tensor each, where gradients show nothing."""
 
 
 class Exercise:
-    """What has been seen to move the output so far.
+    """Collects which pruned tensors have been seen to change the outputs.
 
-    A position moves it where a change of the size of the tensor's largest entry changes the outputs, each
-    relative to its own largest entry, by more than the tolerance in the root mean square.
+    A tensor is exercised if some position of it changes the outputs: a change as large as the tensor's
+    largest entry changes them by more than the tolerance. The change is a root mean square over the outputs,
+    each relative to its own largest entry.
 
     Attributes:
-        unread: Parameters of the pruned model that no gradient reached in any pass; None before one did.
+        unread: Parameters of the pruned model that no gradient reached in any pass; None before the first.
         failed: Whether a backward pass raised an error.
-        gradients: Those of the pruned model's parameters in the last pass, by name; None if it failed.
+        gradients: Gradients of the pruned model's parameters in the last pass, by name; None if it failed.
     """
 
     def __init__(self, model: nn.Module, small: nn.Module, plan: Plan, tolerance: float) -> None:
-        """See the class; `model` is the dense model and `small` the pruned one."""
+        """Begin with nothing exercised. `model` is the dense model, and `small` the pruned one."""
         self.unread: set[str] | None = None
         self.failed = False
         self.gradients: dict[str, torch.Tensor | None] | None = None
@@ -57,35 +58,35 @@ class Exercise:
         self._stays: dict[str, dict[int, NDArray[np.int64]]] = {}
         self._moved: dict[str, dict[int, NDArray[np.bool_]]] = {}
         self._reached: set[str] = set()
-        self._tries = SPOILED
+        self._tries = MOST_PERTURBATIONS
         for name, axes in removed_positions(plan).items():
             try:
                 shape, now = tensor_called(model, name).shape, tensor_called(small, name).shape
-            except ApplyError:  # a constant made inside forward(), or an expert that went as a whole
+            except ApplyError:  # a constant that forward() makes, or an expert that was removed whole
                 continue
             stays = {a: np.flatnonzero(kept(shape[a], gone)) for a, gone in axes.items()}
-            # Form `masked` keeps the dense shape: there only some of the entries survive.
+            # In form `masked` the tensor has its dense shape, and only some entries are kept.
             self._stays[name] = {
                 a: at if now[a] == shape[a] else np.arange(now[a]) for a, at in stays.items()
             }
             self._moved[name] = {a: np.zeros(len(at), dtype=bool) for a, at in self._stays[name].items()}
 
     @property
-    def left(self) -> tuple[str, ...]:
-        """The cut tensors that have not moved the output in any pass."""
+    def not_exercised(self) -> tuple[str, ...]:
+        """The pruned tensors that have not changed the outputs in any pass."""
         return tuple(n for n, axes in self._moved.items() if not all(moved.any() for moved in axes.values()))
 
     @property
-    def unsettled(self) -> tuple[str, ...]:
-        """Those of `left` that another pass may show: all but the cancelled."""
+    def to_exercise(self) -> tuple[str, ...]:
+        """Those that are not exercised and that another pass may exercise: all but the cancelled ones."""
         cancelled = self.cancelled
-        return tuple(name for name in self.left if name not in cancelled)
+        return tuple(name for name in self.not_exercised if name not in cancelled)
 
     @property
-    def half_seen(self) -> bool:
-        """Whether of some cut tensor less than half of the positions that stay moved the output.
+    def is_half_exercised(self) -> bool:
+        """Whether less than half of the kept positions of some pruned tensor have changed the outputs.
 
-        The cancelled are left out: no pass shows more of them.
+        Cancelled tensors do not count: no pass shows more of them.
         """
         cancelled = self.cancelled
         counts = self.counts().items()
@@ -93,30 +94,30 @@ class Exercise:
 
     @property
     def cancelled(self) -> tuple[str, ...]:
-        """Those of `left` that nothing can show, because what follows cancels them.
+        """Those that no pass can exercise, because later operators cancel them.
 
-        A bias in front of a softmax over positions or of a norm: the gradient reaches it and sums to nothing,
-        while another tensor of the same layer, cut at the same positions, moves the output.
+        An example is a bias before a norm, or before a softmax over positions. The gradient reaches it and
+        sums to zero; another tensor of the same layer, pruned at the same positions, changes the outputs.
         """
-        return tuple(name for name in self.left if name in self._reached and self._has_sibling(name))
+        return tuple(name for name in self.not_exercised if name in self._reached and self._has_sibling(name))
 
     def _has_sibling(self, name: str) -> bool:
         layer = name.rpartition(".")[0]
         cut = [at.tolist() for at in self._stays[name].values()]
         return any(
-            other.rpartition(".")[0] == layer and other not in self.left and at.tolist() in cut
+            other.rpartition(".")[0] == layer and other not in self.not_exercised and at.tolist() in cut
             for other, axes in self._stays.items()
             for at in axes.values()
         )
 
     def counts(self) -> dict[str, tuple[int, int]]:
-        """For each cut tensor, how many of the positions that stay moved the output, and how many stay."""
+        """For each pruned tensor: how many kept positions changed the outputs, and how many there are."""
         return {
             name: (sum(int(m.sum()) for m in axes.values()), sum(len(m) for m in axes.values()))
             for name, axes in self._moved.items()
         }
 
-    def look(
+    def by_gradients(
         self,
         small: Double,
         args: tuple[Any, ...],
@@ -124,24 +125,24 @@ class Exercise:
         draws: AnyDraws,
         way: Way = PLAIN,
     ) -> None:
-        """One backward pass.
+        """Exercise tensors with one backward pass.
 
         Args:
             small: The pruned model.
             args: Positional arguments.
             kwargs: Keyword arguments.
             draws: The random numbers of the comparison.
-            way: How it ran.
+            way: How the models ran.
         """
         self.gradients = None
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of gradients that the user did not ask for
-                self._by_gradients(small, args, kwargs, draws, way)
+                warnings.simplefilter("ignore")  # the user did not ask for these gradients
+                self._backward(small, args, kwargs, draws, way)
         except Exception:  # autograd may fail on a user's forward in any way
             self.failed = True
 
-    def look_closely(
+    def by_gradients_and_perturbation(
         self,
         small: Double,
         args: tuple[Any, ...],
@@ -149,12 +150,12 @@ class Exercise:
         draws: AnyDraws,
         way: Way = PLAIN,
     ) -> None:
-        """As `look`, and what no gradient reached is spoiled: one forward pass each tells."""
-        self.look(small, args, kwargs, draws, way)
-        if self.unsettled:
-            self.spoil(small, args, kwargs, draws, way)
+        """Exercise tensors with a backward pass, and then perturb those that are still not exercised."""
+        self.by_gradients(small, args, kwargs, draws, way)
+        if self.to_exercise:
+            self.by_perturbation(small, args, kwargs, draws, way)
 
-    def _by_gradients(
+    def _backward(
         self,
         small: Double,
         args: tuple[Any, ...],
@@ -168,9 +169,9 @@ class Exercise:
         self.unread = unread if self.unread is None else self.unread & unread
         for name in self._stays:
             if (gradient := found.get(name)) is not None:
-                self._note(name, gradient, tensors[name].detach())
+                self._add_gradient(name, gradient, tensors[name].detach())
 
-    def _note(self, name: str, gradient: torch.Tensor, tensor: torch.Tensor) -> None:
+    def _add_gradient(self, name: str, gradient: torch.Tensor, tensor: torch.Tensor) -> None:
         scale = largest(tensor) or 1.0
         for axis, at in self._stays[name].items():
             if len(at) < gradient.shape[axis]:
@@ -184,7 +185,7 @@ class Exercise:
             each = torch.linalg.vector_norm(gradient, dim=rest) if rest else gradient.abs()
             moved |= (each * scale > self._tolerance).cpu().numpy()
 
-    def spoil(
+    def by_perturbation(
         self,
         small: Double,
         args: tuple[Any, ...],
@@ -192,26 +193,26 @@ class Exercise:
         draws: AnyDraws,
         way: Way = PLAIN,
     ) -> None:
-        """Spoil what has not moved the output so far, and see whether it does; arguments as for `look`."""
+        """Exercise tensors by perturbing them and comparing outputs. Arguments as for `by_gradients`."""
 
         def moves(names: Iterable[str]) -> bool:
             tensors = {name: tensor_called(small.model, name).detach() for name in names}
-            unspoiled = {name: tensor.clone() for name, tensor in tensors.items()}
+            before_change = {name: tensor.clone() for name, tensor in tensors.items()}
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of what other numbers lead to
+                    warnings.simplefilter("ignore")  # other numbers may lead to warnings
                     for name, tensor in tensors.items():
-                        self._spoil(name, tensor)
+                        self._perturb(name, tensor)
                     got = small.run(args, kwargs, draws, way)
-            except Exception:  # such as a position that is now outside of its table
+            except Exception:  # such as an index that is now out of range
                 return True
             finally:
                 for name, tensor in tensors.items():
-                    tensor.copy_(unspoiled[name])
+                    tensor.copy_(before_change[name])
             return relative_difference(got, before) > self._tolerance
 
         before = small.run(args, kwargs, draws, way)
-        left = self.unsettled
+        left = self.to_exercise
         if not moves(left):
             return
         for name in left:
@@ -220,18 +221,18 @@ class Exercise:
                     moved |= True
             self._tries = max(0, self._tries - 1)
 
-    def _spoil(self, name: str, tensor: torch.Tensor) -> None:
-        """Other numbers at all positions that stay: of the same sign and size, 0.1 in place of 0."""
-        spoiled = spoiled_copy(tensor)
+    def _perturb(self, name: str, tensor: torch.Tensor) -> None:
+        """Change a tensor in place at all kept positions, as `perturbed_copy` does."""
+        perturbed = perturbed_copy(tensor)
         with torch.no_grad():
             for axis, at in self._stays[name].items():
                 gone = torch.as_tensor(~np.isin(np.arange(tensor.shape[axis]), at), device=tensor.device)
-                spoiled = torch.where(_along(gone, axis, tensor.ndim), tensor, spoiled)
-            tensor.copy_(spoiled)
+                perturbed = torch.where(_along(gone, axis, tensor.ndim), tensor, perturbed)
+            tensor.copy_(perturbed)
 
 
-def spoiled_copy(tensor: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """Other numbers: of the same sign and size, 0.1 in place of 0; whole numbers in reverse order."""
+def perturbed_copy(tensor: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Return a copy with other numbers, of the same sign and size; about 0.1 for 0. Integers are reversed."""
     tensor = tensor.detach()
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor.flip(tuple(range(tensor.ndim)))
@@ -244,9 +245,9 @@ def _along(mask: torch.Tensor, axis: int, ndim: int) -> torch.Tensor:
 
 
 def _projected(outputs: list[torch.Tensor]) -> torch.Tensor:
-    """One number: a random projection of all outputs, each of them relative to its largest entry.
+    """Return one number: a random projection of all outputs, each relative to its largest entry.
 
-    A plain sum would not see what a softmax or a norm at the end leaves constant.
+    A plain sum would not do: after a softmax or a norm it is constant.
     """
     total = torch.zeros((), dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
@@ -256,7 +257,7 @@ def _projected(outputs: list[torch.Tensor]) -> torch.Tensor:
         if not output.is_floating_point():
             continue
         finite = output[torch.isfinite(output)]
-        # Drawn for each output, so that two models get the same numbers for the same one.
+        # Drawn anew for each output, so that both models get the same numbers for the same output.
         along = torch.randn(len(finite), generator=generator, dtype=torch.float64).to(finite.device)
         scale = float(finite.detach().abs().max()) if finite.numel() else 0.0
         if not finite.requires_grad or not scale:
@@ -266,7 +267,7 @@ def _projected(outputs: list[torch.Tensor]) -> torch.Tensor:
 
 
 class _Followed(TorchFunctionMode):
-    """Lets gradients pass where a forward pass stops them, and reach the statistics of a batch norm."""
+    """Lets gradients pass ``detach`` and ``no_grad``, and reach the statistics of a batch norm."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -292,7 +293,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """`F.batch_norm`, differentiable in the statistics; torch's own refuses those that require gradients."""
+    """`F.batch_norm` with gradients for the statistics, which torch's own function refuses."""
     if training or mean is None or var is None:
         mean, var = (t.detach().clone() if t is not None else None for t in (mean, var))
         return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
@@ -303,7 +304,7 @@ def _batch_norm(
 
 
 Found = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]
-"""Tensors of a model by name, and the gradient of each; None where none reached it."""
+"""Tensors of a model by name, and the gradient of each; None if no gradient reached it."""
 
 
 def gradients(
@@ -315,7 +316,7 @@ def gradients(
     *,
     also: Iterable[str] = (),
 ) -> Found:
-    """A forward and a backward pass in float64.
+    """Run a forward and a backward pass in float64.
 
     Args:
         double: The model.
@@ -327,7 +328,7 @@ def gradients(
 
     Returns:
         The parameters and the tensors in `also` by name, and the gradient of a random projection of the
-        outputs for each; None where none reached it.
+        outputs for each; None if no gradient reached it.
     """
     if isinstance(draws, NoDraws):
         with suppress(Exception):  # a user's forward or backward may fail in any way
@@ -349,14 +350,14 @@ def _gradients(
     model = double.model
     tensors = {**dict(model.named_parameters()), **{name: tensor_called(model, name) for name in also}}
     tensors = {name: t for name, t in tensors.items() if t.is_floating_point() or t.is_complex()}
-    asked = {name: t.requires_grad for name, t in tensors.items()}
+    before = {name: t.requires_grad for name, t in tensors.items()}
     args, kwargs = doubled(args, kwargs)
     found: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> None:
-        # One at a time: of a model that lies in files, all gradients together may not fit into memory.
+        # Move each gradient to a file, if its tensor is in one: all together may not fit into memory.
         if tensor.grad is not None:
-            found[id(tensor)], tensor.grad = settled(tensor.grad, tensor), None
+            found[id(tensor)], tensor.grad = stored_like(tensor.grad, tensor), None
 
     hooks = []
     try:
@@ -376,5 +377,5 @@ def _gradients(
         for hook in hooks:
             hook.remove()
         for name, tensor in tensors.items():
-            tensor.requires_grad_(asked[name])
+            tensor.requires_grad_(before[name])
     return tensors, {name: found.get(id(tensor)) for name, tensor in tensors.items()}

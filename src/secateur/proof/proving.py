@@ -1,4 +1,4 @@
-"""Comparisons of a pruned model with what it has to equal, and the words for one that fails."""
+"""Compare a pruned model with its reference, and make the error message if they differ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from secateur.common.models import named_tensors
 from secateur.common.outputs import is_finite_somewhere
 from secateur.errors import ArtefactError, InputError, VerificationError
 from secateur.plan import Plan
-from secateur.proof.diagnosis import Compared, Pair, cause, first_module, nudged
+from secateur.proof.diagnosis import Compared, Pair, cause, first_module, perturbed_weights
 from secateur.proof.exercised import gradients
 from secateur.targets.units.compare import (
     PLAIN,
@@ -37,26 +37,26 @@ ArgumentSet = tuple[str, tuple[Any, ...], dict[str, Any]]
 """A title that gives the sizes, positional and keyword arguments."""
 
 ROUGHER = 1e3
-"""So many times larger than that of outputs is the tolerance of gradients."""
-NUDGES = 4
-"""Random changes of the last digits, which may show that a gradient hangs on these (a ReLU at zero)."""
+"""The tolerance of gradients is this many times that of outputs."""
+PERTURBATIONS = 4
+"""Number of random changes of the last digits. They show if a gradient depends on these (a ReLU at zero)."""
 
 Buffers = dict[str, torch.Tensor]
-"""What a pass leaves in buffers, by name."""
+"""Values of buffers after a pass, by name."""
 
 Gradients = Mapping[str, torch.Tensor | None]
-"""By name of the parameter; None where none reached it."""
+"""Gradients by parameter name; None if no gradient reached it."""
 
 
 class Comparisons:
-    """Comparisons of a pruned model with its reference, and what they have shown so far.
+    """Compares a pruned model with its reference on many inputs, and collects the results.
 
     Attributes:
         reference: ``masked`` or ``graph``.
         sizes: Titles of the argument sets on which both agree, in evaluation mode and with their own weights.
-        refused: Why the last set that was left out says nothing: what the dense model said, or that it
-            returned no finite number.
-        program_refused: Titles of sets that the dense model takes, and a captured program refuses.
+        refused: Why the last skipped argument set was skipped: the dense model's error, or that its outputs
+            are not finite.
+        program_refused: Titles of sets that the dense model accepts, and the captured program refuses.
         worst: The largest difference so far.
     """
 
@@ -69,7 +69,7 @@ class Comparisons:
         self._plan, self._tolerance = plan, tolerance
         self._seen: list[list[tuple[float, float]]] = []
         self._operators = Operators()
-        self._quick: set[Way] = set()  # in which no operator has to be watched
+        self._unwatched: set[Way] = set()  # ways in which no operator has to be watched
 
     def compare(
         self,
@@ -80,22 +80,22 @@ class Comparisons:
         only_here: Sequence[str] = (),
         seed: int = 0,
     ) -> AnyDraws | None:
-        """Compares on one argument set. In training mode buffers are compared too, such as running means.
+        """Compare on one argument set. In training mode, buffers such as running means are compared, too.
 
         Args:
             pair: The models.
             arguments: The argument set.
-            way: How both are run.
-            only_here: Parameters that evaluation does not read.
-            seed: Of random numbers in the forward pass.
+            way: How both models run.
+            only_here: Parameters that evaluation mode does not read.
+            seed: Seed of random numbers in the forward pass.
 
         Returns:
-            These random numbers; None where the dense model does not run or returns no finite number, where
-            training mode draws numbers that two models cannot share, or where weights other than the user's
-            differ by no more than rounding does.
+            These random numbers; None if nothing could be compared: the dense model does not run or returns
+            no finite number, training mode draws numbers that the models cannot share, or with weights
+            other than the user's the outputs differ by rounding only.
 
         Raises:
-            VerificationError: If the two differ, or only the pruned model fails.
+            VerificationError: The two differ, or only the pruned model fails.
         """
         title, args, kwargs = arguments
         title += str(way) if pair.own_weights else " with random numbers added to all weights"
@@ -110,9 +110,9 @@ class Comparisons:
             except Exception as refused:
                 self.refused = f"{title}: {said(refused)}"
                 return None
-            if way.answer is not None and isinstance(error, InputError):  # which no values may lead to
+            if way.answer is not None and isinstance(error, InputError):  # perhaps no values lead there
                 return None
-            if self.sizes and is_program(pair.small):  # it may say no, as long as it says so
+            if self.sizes and is_program(pair.small):  # a captured program may refuse sizes
                 if title not in self.program_refused:
                     self.program_refused.append(title)
                 return None
@@ -120,7 +120,7 @@ class Comparisons:
             raise VerificationError(
                 f"verify: expected the pruned {type(pair.model).__name__} to run where the dense one does, "
                 f"got {said(error)} at {title}{unread}. A size in its code, or a tensor that its trace "
-                f"did not see, did not follow. Leave out the group that the error names, with "
+                f"did not see, was not changed. Leave out the group that the error names, with "
                 f"limits=sc.Limits(ignore=...), and report this as a bug."
             ) from error
         difference = relative_difference(got, wanted)
@@ -148,13 +148,13 @@ class Comparisons:
         way: Way,
         left: tuple[Buffers, Buffers],
     ) -> tuple[AnyDraws, list[torch.Tensor], list[torch.Tensor]]:
-        """The random numbers, and what both return.
+        """Run both models. Return the random numbers, and the outputs of both.
 
-        Where a watched pass of the pruned model neither draws nor casts below Python code, the later ones of
-        the same way are not watched. Where these fail, differ or draw, they are; and where that fails or
-        differs, new copies run.
+        Watching operators is slow. If a watched pass of the pruned model neither draws random numbers nor
+        casts below Python code, later passes in the same way are not watched. If such a pass fails, differs
+        or draws, the models run again, watched. If that fails or differs, new copies of the models run.
 
-        In training mode, `left` takes what the passes leave in the buffers of both.
+        In training mode, the buffers of both models after the pass are put into `left`.
 
         Raises:
             Exception: Whatever a forward pass raises.
@@ -165,11 +165,11 @@ class Comparisons:
         draws = Draws(seed, self._operators)
         unwatched = NoDraws(draws)
         with suppress(Exception):
-            got = ours(args, kwargs, unwatched if way in self._quick else draws)
+            got = ours(args, kwargs, unwatched if way in self._unwatched else draws)
             if not (draws.count or draws.cast):
                 wanted = theirs(args, kwargs, unwatched)
                 if not unwatched.drew and relative_difference(got, wanted) <= self._tolerance:
-                    self._quick.add(way)
+                    self._unwatched.add(way)
                     return unwatched, got, wanted
                 got = ours(args, kwargs, draws)
             wanted = theirs(args, kwargs, draws)
@@ -184,12 +184,13 @@ class Comparisons:
         return draws, got, wanted
 
     def _compare_buffers(self, pair: Pair, title: str, ours: Buffers, theirs: Buffers) -> None:
-        """Compares what one pass in training mode left in the buffers of both models.
+        """Compare the buffers of both models after a pass in training mode.
 
-        One that no state dict holds may be made by the pass, of units that the plan does not know in it.
+        A buffer of another shape is skipped if no state dict holds it: the pass may have made it, and the
+        plan does not know which units it has.
 
         Raises:
-            VerificationError: If they differ.
+            VerificationError: They differ.
         """
         removed, held = removed_positions(self._plan), named_tensors(pair.small) if ours else {}
         for name, buffer in ours.items():
@@ -212,17 +213,17 @@ class Comparisons:
     def compare_gradients(
         self, pair: Pair, arguments: ArgumentSet, draws: AnyDraws, ours: Gradients, way: Way = PLAIN
     ) -> bool:
-        """Compares gradients of the pruned model, which a backward pass gave, with those of the reference.
+        """Compare gradients of the pruned model with those of the reference.
 
-        Two models that agree for all weights have the same gradients, unless a backward pass of the user's
-        own says otherwise.
+        Two models that agree for all weights have the same gradients, unless the user's code has a backward
+        pass of its own.
 
         Returns:
-            Whether they could be compared. Not where the backward pass of the reference fails, nor where its
-            gradients hang on the last digits.
+            Whether they could be compared: the backward pass of the reference runs, and its gradients do not
+            depend on the last digits.
 
         Raises:
-            VerificationError: If they differ.
+            VerificationError: They differ.
         """
         title, args, kwargs = arguments
         if draws.unlike:
@@ -237,9 +238,9 @@ class Comparisons:
             )
             (_, ours), (_, theirs) = new
             differ = _different(ours, theirs, removed, ROUGHER * self._tolerance)
-            for seed in range(NUDGES):
+            for seed in range(PERTURBATIONS):
                 _, nudge = gradients(
-                    Double(nudged(pair.reference, 1e-12, seed), own=True), args, kwargs, draws, way
+                    Double(perturbed_weights(pair.reference, 1e-12, seed), own=True), args, kwargs, draws, way
                 )
                 own = _different(nudge, theirs, {}, 0.0)
                 differ = {name: by for name, by in differ.items() if own.get(name, 0.0) < 0.1 * by}
@@ -259,7 +260,7 @@ class Comparisons:
 
     @property
     def constant(self) -> list[bool]:
-        """For each output, whether it was one number everywhere, in all comparisons."""
+        """For each output, whether all its entries were the same number in all comparisons."""
         return [
             min(low for low, _ in found) == max(high for _, high in found)
             and (len(found) > 1 or found[0] == (0.0, 0.0))
@@ -274,7 +275,7 @@ class Comparisons:
             f"verify: expected the pruned {kind} to equal the {self.reference} dense one "
             f"to {self._tolerance:.1g} relative in float64, got {found.difference:.3g} at {title}"
             f"{_where(got, wanted, self._tolerance)}"
-            + (f"; what {path} returns is the first to differ. " if path else ". ")
+            + (f"; the output of {path} is the first that differs. " if path else ". ")
             + cause(found)
         )
 
@@ -285,10 +286,10 @@ def _different(
     removed: Mapping[str, Mapping[int, NDArray[np.int64]]],
     tolerance: float,
 ) -> dict[str, float]:
-    """The parameters whose gradients differ by more, relative to the largest entry, and by how much.
+    """Return the parameters whose gradients differ by more than the tolerance, and by how much.
 
-    Of gradients that are all rounding, as in front of a norm, nothing can be said: an entry counts from
-    1e-12 of the largest of all.
+    Differences are relative to the largest entry of a gradient. Gradients below 1e-12 of the largest one are
+    ignored: they are only rounding errors, as those of a bias before a norm.
     """
     sizes: dict[str, float] = {}
     apart: dict[str, float] = {}
@@ -323,17 +324,17 @@ def is_program(model: nn.Module) -> bool:
     """Whether a pruned model is of form ``graph``."""
     try:
         return record_of(model).form == "graph"
-    except ArtefactError:  # a class of the user's own around it
+    except ArtefactError:  # the model is inside a class of the user's own
         return False
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """``a, b, c and 4 more``."""
+    """Join names, such as ``a, b, c and 4 more``."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _where(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], tolerance: float) -> str:
-    """Which of several outputs differ, or that their shapes do."""
+    """Say which of several outputs differ, or that their shapes do; empty for a single output."""
     shapes = [[list(t.shape) for t in outputs] for outputs in (got, wanted)]
     if shapes[0] != shapes[1]:
         ours, theirs = (listed(list(map(str, found))) for found in shapes)

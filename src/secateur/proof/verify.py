@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.artefact.otherweights import with_other_weights
-from secateur.common.caches import Given, without_caches
+from secateur.common.caches import CallArguments, without_caches
 from secateur.common.foreign import said
 from secateur.common.models import device_of, unwrap
 from secateur.common.modes import require_plain_modes
@@ -37,34 +37,34 @@ if TYPE_CHECKING:
     from secateur.targets.weights.plan import MaskPlan
 
 SIZES = (0.3, 1.0)
-"""Of the random numbers added to the weights, relative to these, for what the model's own weights hide."""
+"""Relative sizes of random numbers that are added to weights which hide a tensor."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared, how close it came, and what the comparison could see.
+    """The result of `verify`: what was compared, the largest difference, and what the comparison covers.
 
     Attributes:
         difference: Largest relative difference over all outputs and sizes.
-        tolerance: What it had to stay under.
-        reference: ``masked`` for exact plans, ``graph`` where a removed group is inexact, ``none`` where
-            there is nothing to compare with.
+        tolerance: The largest accepted difference.
+        reference: ``masked`` for exact plans, ``graph`` if a removed group is inexact, ``none`` if there is
+            nothing to compare with.
         outputs: Number of output tensors compared.
         sizes: The sizes of the inputs at which both were compared.
-        refused: Sizes at which the dense model runs, and the captured program says that it does not.
-        training: Whether training mode was compared too: its outputs, buffers, and gradients where it runs
-            other lines. It is if the reference is ``masked`` and the dense model can train on some inputs.
-        gradients: Whether the gradients of the parameters were compared too, in evaluation mode. They are
-            where both have a backward pass, the reference is ``masked`` and no slope hangs on rounding.
-        exercised: For each tensor that the plan cut, how many of the positions that stay were seen to move
-            the output, and how many stay.
-        not_exercised: Cut tensors that moved no output: the comparison says nothing about them.
-        cancelled: Those of `not_exercised` that no input can exercise, because what follows cancels them: a
-            bias in front of a softmax over positions, for example. They raise no doubt.
-        other_weights: Cut tensors that the model's own weights hide, as a factor of zero does. They moved
-            the output once random numbers were added to the weights of both models.
-        constant: Numbers of the outputs that are one number everywhere, and so say nothing.
-        doubts: Why this is no proof; empty if it is one.
+        refused: Sizes at which the dense model runs, and the captured program refuses to.
+        training: Whether training mode was compared, too: outputs, buffers, and gradients if it runs other
+            code. This needs the reference ``masked`` and inputs that the dense model can train on.
+        gradients: Whether the gradients of the parameters were compared, in evaluation mode. This needs the
+            reference ``masked``, a backward pass of both models, and gradients independent of rounding.
+        exercised: For each pruned tensor, how many of its kept positions changed the output, and how many
+            there are.
+        not_exercised: Pruned tensors that did not change the output: nothing is proven about them.
+        cancelled: Those of `not_exercised` that no input can exercise, because later operators cancel them:
+            a bias before a softmax over positions, for example. They cause no doubt.
+        other_weights: Pruned tensors that the model's own weights hide, for example by a factor of zero. They
+            changed the output after random numbers were added to the weights of both models.
+        constant: Indices of outputs that are the same number everywhere, and so show nothing.
+        doubts: The reasons why the proof is incomplete; empty if it is complete.
     """
 
     difference: float
@@ -84,7 +84,7 @@ class Proof:
 
     @property
     def proven(self) -> bool:
-        """Whether every cut tensor that can move the output was seen to, and the outputs agree."""
+        """Whether the outputs agree, and every pruned tensor that can change the output was seen to do so."""
         return not self.doubts
 
 
@@ -98,38 +98,38 @@ def verify(
     other_sizes: bool = True,
     tolerance: float = 1e-9,
 ) -> Proof:
-    """Compare a pruned model with the masked dense one, in float64, at every size, and say what was seen.
+    """Prove that a pruned model equals the masked dense one: compare them in float64, at every input size.
 
-    The comparison runs on inputs that the trace knows how to draw, with every axis that may vary at two
-    sizes. Each tensor that the plan cut has to move the output: a backward pass tells, or a forward pass with
-    that tensor spoiled where gradients do not reach. What never does is ``not_exercised``, and the result is
-    then not ``proven``. The gradients of the parameters are compared too, at one size. Where the forward
-    pass draws random numbers, both models draw the same.
+    The models run on random inputs of the kinds that the trace recorded, with two sizes for each axis that
+    may vary. The proof is complete only if each pruned tensor changes the output. This is tested by a
+    backward pass; where gradients do not reach, by a forward pass with that tensor perturbed. A tensor that
+    never changes the output is ``not_exercised``, and then the result is not ``proven``. Gradients of the
+    parameters are compared at one size. If the forward pass draws random numbers, both models get the same.
 
-    Experts are compared with the dense model whose routers may not choose the removed ones, on
-    `example_inputs`, or random ones of the traced sizes. Blocks are compared with the dense model in which
-    the removed ones pass on what they read, at every size. For single weights all tensors are compared, bit
-    for bit, with the dense ones with these weights at zero.
+    Experts are compared with the dense model whose routers may not choose the removed experts, on
+    `example_inputs` or on random inputs of the traced sizes. Blocks are compared with the dense model in
+    which the removed blocks are bypassed, at every size. For single weights, all tensors are compared bit
+    for bit with the dense tensors in which these weights are zero.
 
     Verify before repair: a repaired model differs from the masked one on purpose.
 
     Args:
         model: The dense model. Neither it nor `small` is changed; copies are compared.
         small: What `apply` returned.
-        plan: The plan in between.
-        example_inputs: As for `trace`: real inputs, in place of drawn ones of the traced sizes.
-        other_sizes: Compare at the other sizes of open axes too, on drawn inputs. If False, and
-            `example_inputs` are given, these are all that is looked at. Not for experts.
+        plan: The plan that was applied.
+        example_inputs: As for `trace`: real inputs, used instead of random ones of the traced sizes.
+        other_sizes: Compare at other sizes, too, on random inputs. If False and `example_inputs` are given,
+            the models run on these alone. Not for experts.
         tolerance: Largest accepted relative difference, max|a - b| / max|b|.
 
     Returns:
-        What was found. See ``proven`` and ``doubts``.
+        The proof; see its attributes ``proven`` and ``doubts``.
 
     Raises:
-        VerificationError: If the outputs differ by more or the gradients do, or the pruned model fails where
-            the dense one runs, in its forward or in its backward pass.
-        PlanError: If the plan is for another model.
-        SettingError: If the dense model runs on none of the inputs.
+        VerificationError: The outputs or gradients differ by more, or the pruned model fails where the dense
+            one runs, in its forward or in its backward pass.
+        PlanError: The plan is for another model.
+        SettingError: The dense model runs on none of the inputs.
 
     Example:
         >>> import torch
@@ -149,7 +149,7 @@ def verify(
     original, model = model, folded(model, plan.folded)
     trials = argument_sets(plan.inputs, example_inputs, device_of(model), other_sizes=other_sizes)
 
-    def first() -> Given:
+    def first() -> CallArguments:
         return trials[0][0][1:]
 
     with without_caches(model, first), without_caches(small, first):
@@ -172,8 +172,9 @@ def _compared(
         original: The user's dense model.
         model: The same, with folded weights if the plan says so.
         small: The pruned model.
-        plan: The plan in between.
-        trials: For each comparison, arguments of which the first that the dense model takes serve.
+        plan: The plan that was applied.
+        trials: For each comparison, argument sets in the order to try; the first that the dense model
+            accepts is used.
         tolerance: See `verify`.
         example_inputs: See `verify`.
         other_sizes: See `verify`.
@@ -197,7 +198,7 @@ def _compared(
             if shared is not None:
                 sets.append(arguments)
                 draws.append(shared)
-                break  # what the dense model refuses says nothing: the next one may
+                break  # if the dense model refuses a set, the next one is tried
     if not comparisons.sizes:
         raise SettingError(
             f"verify: expected inputs that {type(model).__name__} takes, got {comparisons.refused}. "
@@ -205,21 +206,23 @@ def _compared(
         )
     exercise = Exercise(model, small, plan, tolerance)
     order = sorted(range(len(sets)), key=lambda i: _numbers(sets[i]))
-    # The cheapest pass comes first: mostly it shows all there is to see. Of one position it does not.
+    # The cheapest pass comes first: mostly it exercises everything. One position alone does not.
     telling = sorted(order, key=lambda i: _has_one_position(sets[i]))
     agree, differ = False, None
     for i in telling:
-        if exercise.unsettled or exercise.half_seen:
-            exercise.look(pair.ours, *sets[i][1:], draws[i])
+        if exercise.to_exercise or exercise.is_half_exercised:
+            exercise.by_gradients(pair.ours, *sets[i][1:], draws[i])
             if exact and not (agree or differ) and exercise.gradients is not None and not is_program(small):
                 try:
                     agree = comparisons.compare_gradients(pair, sets[i], draws[i], exercise.gradients)
-                except VerificationError as error:  # other weights may say more: outputs come first
+                except (
+                    VerificationError
+                ) as error:  # raised later: a difference of outputs is a better message
                     differ = error
             exercise.gradients = None
-    for i in telling:  # gradients at every size say more, and cost less
-        if exercise.unsettled:
-            exercise.spoil(pair.ours, *sets[i][1:], draws[i])
+    for i in telling:  # only now: gradients at every size show more, and cost less
+        if exercise.to_exercise:
+            exercise.by_perturbation(pair.ours, *sets[i][1:], draws[i])
     if exercise.failed and not is_program(small):
         _require_backward(pair, sets, draws)
     answers = [answer for answer in (True, False) if exact and asked.given - {answer}]
@@ -227,14 +230,14 @@ def _compared(
     training = _in_other_ways(comparisons, pair, exercise, plan, [sets[i] for i in order], ways, exact=exact)
     if other_sizes and not is_program(small):
         _train_otherwise(comparisons, pair, exercise, plan, example_inputs)
-    hidden = set(exercise.left)
+    hidden = set(exercise.not_exercised)
     if exact:
         drawn = plan.inputs.drawn and (other_sizes or example_inputs is None)
-        del pair  # their float64 copies make room for others
+        del pair  # frees the memory of their float64 copies
         _other_weights(comparisons, (model, small), exercise, plan, sets, drawn, anyway=differ is not None)
     if differ is not None:
         raise differ
-    shown = tuple(sorted(hidden - set(exercise.left)))
+    shown = tuple(sorted(hidden - set(exercise.not_exercised)))
     found = _proof(comparisons, exercise, tolerance)
     return replace(found, training=training, gradients=agree, other_weights=shown)
 
@@ -248,15 +251,15 @@ def argument_sets(
     other_sizes: bool = True,
     seed: int = 0,
 ) -> list[list[ArgumentSet]]:
-    """Inputs of every size to compare two models on, for each size in the order to try.
+    """Make inputs of every size to compare two models on; for each size, a list in the order to try.
 
     Args:
-        spec: What the dense model takes.
-        example_inputs: The user's own inputs, in place of drawn ones of the traced sizes.
-        device: Where the tensors will be.
-        more_inputs: Further inputs of the user's own, each compared too.
-        other_sizes: Whether to give sizes other than the traced ones too.
-        seed: Of what is drawn.
+        spec: Describes the inputs of the dense model.
+        example_inputs: The user's own inputs, used instead of random ones of the traced sizes.
+        device: Device of the tensors.
+        more_inputs: Further inputs of the user, each of which is compared, too.
+        other_sizes: Whether to use other sizes than the traced ones, too.
+        seed: Seed of random inputs.
     """
     given = None if example_inputs is None else call_arguments(example_inputs, device)
     trials = spec.trials(given, seed=seed, device=device, other_sizes=other_sizes)
@@ -266,7 +269,7 @@ def argument_sets(
 
 
 def _title(spec: InputSpec, arguments: tuple[tuple[Any, ...], Mapping[str, Any]]) -> str:
-    """``ids [2, 9], mask [2, 9]``."""
+    """Name the inputs with their shapes, such as ``ids [2, 9], mask [2, 9]``."""
     parts = []
     for (kind, *path), value in pytree.tree_flatten_with_path(arguments)[0]:
         if isinstance(value, torch.Tensor):
@@ -283,21 +286,21 @@ def _numbers(arguments: ArgumentSet) -> int:
 
 
 def _has_one_position(arguments: ArgumentSet) -> bool:
-    """Whether an axis behind the batch axis has size one, as where attention has one position to read."""
+    """Whether an axis after the batch axis has size one, for example a text of one token."""
     return any(1 in t.shape[1:] for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor))
 
 
 def _program(model: nn.Module, small: nn.Module, plan: Plan, arguments: ArgumentSet) -> nn.Module:
-    """The captured program after a plan, which is the reference where units are mixed.
+    """Apply a plan to the captured program, which is the reference if the plan removes mixed units.
 
     Raises:
-        ApplyError: If there is none, or `small` is that program itself.
+        ApplyError: The model cannot be captured, or `small` is that program itself.
     """
-    mixed = (
-        "the plan removes units that an operator mixes with others, so that no masked model is a reference"
-    )
+    mixed = "the plan removes units that an operator mixes with others, so the masked model is no reference"
     if is_program(small):
-        raise ApplyError(f"{mixed}, and the pruned model is itself the captured program, the only other one")
+        raise ApplyError(
+            f"{mixed}, and the pruned model is itself the captured program, the only other reference"
+        )
     _, args, kwargs = arguments
     try:
         return apply(model, plan, "graph", example_inputs=kwargs or args)
@@ -306,7 +309,7 @@ def _program(model: nn.Module, small: nn.Module, plan: Plan, arguments: Argument
 
 
 def _require_backward(pair: Pair, sets: Sequence[ArgumentSet], draws: Sequence[AnyDraws]) -> None:
-    """Raise VerificationError if the backward pass of the pruned model fails where the dense one's runs.
+    """Raise VerificationError if a backward pass fails for the pruned model and runs for the reference.
 
     Gradients are those of the parameters alone, as in training.
     """
@@ -316,7 +319,7 @@ def _require_backward(pair: Pair, sets: Sequence[ArgumentSet], draws: Sequence[A
         except Exception as error:  # a user's backward may fail in any way
             try:
                 gradients(Double(pair.reference), args, kwargs, shared)
-            except Exception:  # what the dense model cannot do, the pruned one need not
+            except Exception:  # the dense model fails as well
                 continue
             raise VerificationError(
                 f"verify: expected the backward pass of the pruned {type(pair.model).__name__} to run where "
@@ -336,28 +339,29 @@ def _in_other_ways(
     *,
     exact: bool,
 ) -> bool:
-    """Compare what a plain run leaves out: `ways`, such as other methods, and training mode.
+    """Compare in other ways than a plain run: other methods of the model, and training mode.
 
-    In training mode buffers are compared too, and gradients where it runs other lines.
+    In training mode buffers are compared, too, and gradients if it runs other code. It uses the set with the
+    most samples that the dense model can train on: with few samples, dropout may leave nothing.
 
-    Returns whether training mode was compared. It is on the set of the most samples that the dense model can
-    train on: of few, dropout may leave nothing.
+    Returns:
+        Whether training mode was compared.
     """
-    if is_program(pair.small):  # it has evaluation alone
+    if is_program(pair.small):  # a captured program has only evaluation mode
         return False
     unread = sorted(exercise.unread or ())
     for way in ways:
         draws = comparisons.compare(pair, sets[0], way)
-        if draws is not None and exercise.unsettled:
-            exercise.look_closely(pair.ours, *sets[0][1:], draws, way)
+        if draws is not None and exercise.to_exercise:
+            exercise.by_gradients_and_perturbation(pair.ours, *sets[0][1:], draws, way)
     learning = Way(training=True)
     order = sorted(sets[::-1], key=lambda one: -batch_size(one[1:])) if exact else []
     for arguments in order:
         draws = comparisons.compare(pair, arguments, learning, only_here=unread)
         if draws is None:
             continue
-        if exercise.unsettled or plan.inputs.training:
-            exercise.look_closely(pair.ours, *arguments[1:], draws, learning)
+        if exercise.to_exercise or plan.inputs.training:
+            exercise.by_gradients_and_perturbation(pair.ours, *arguments[1:], draws, learning)
             if plan.inputs.training and exercise.gradients is not None:
                 comparisons.compare_gradients(pair, arguments, draws, exercise.gradients, learning)
         return True
@@ -367,7 +371,7 @@ def _in_other_ways(
 def _train_otherwise(
     comparisons: Comparisons, pair: Pair, exercise: Exercise, plan: Plan, example_inputs: Any
 ) -> None:
-    """Compare in training mode where it goes another way: at other sizes, with other arguments."""
+    """Compare in training mode at the sizes and with the arguments for which it runs other code."""
     device, own = device_of(pair.model), plan.inputs
     given = None if example_inputs is None else call_arguments(example_inputs, device)
     trials = [own.trials_at(own.at(sizes), given, device=device) for sizes in own.training_at]
@@ -379,8 +383,8 @@ def _train_otherwise(
             found = (_title(own, arguments), *arguments)
             draws = comparisons.compare(pair, found, Way(training=True))
             if draws is not None:
-                if exercise.unsettled:
-                    exercise.look_closely(pair.ours, *arguments, draws, Way(training=True))
+                if exercise.to_exercise:
+                    exercise.by_gradients_and_perturbation(pair.ours, *arguments, draws, Way(training=True))
                 break
 
 
@@ -394,9 +398,9 @@ def _other_weights(
     *,
     anyway: bool,
 ) -> None:
-    """Compare with other weights while some cut tensor has not moved the output, or `anyway`."""
+    """Compare with other weights if some pruned tensor is not exercised yet, or if `anyway`."""
     for seed, size in enumerate(SIZES, 1):
-        if not (exercise.unsettled or anyway):
+        if not (exercise.to_exercise or anyway):
             return
         if drawn:
             device = device_of(models[0])
@@ -407,13 +411,13 @@ def _other_weights(
         arguments = sets[(seed - 1) % len(sets)]
         draws = comparisons.compare(other, arguments, seed=seed)
         if draws is not None:
-            exercise.look_closely(other.ours, *arguments[1:], draws)
+            exercise.by_gradients_and_perturbation(other.ours, *arguments[1:], draws)
 
 
 def _proof(comparisons: Comparisons, exercise: Exercise, tolerance: float) -> Proof:
-    """What all comparisons together say."""
+    """Collect the results of all comparisons."""
     counts, cancelled = exercise.counts(), exercise.cancelled
-    unseen = exercise.unsettled
+    unseen = exercise.to_exercise
     doubts = []
     if unseen:
         doubts.append(

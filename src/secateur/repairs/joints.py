@@ -1,4 +1,4 @@
-"""Where a captured program goes on when residual blocks are bypassed."""
+"""Bypass residual blocks in a captured program: find the stream before and after each block."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from secateur.targets.units.module_form.sizes import running_modules
 
 
 def joints(program: ProgramCalls, paths: Iterable[str]) -> dict[fx.Node, fx.Node]:
-    """Find what takes the place of a block's output: the stream that it reads.
+    """Find the node that replaces a block's output: the stream that the block reads.
 
     Args:
         program: The dense program.
-        paths: Of the bypassed blocks.
+        paths: Paths of the bypassed blocks.
 
     Returns:
-        The node with the stream behind each block -> the node with the stream before it.
+        The node with the stream after each block -> the node with the stream before it.
 
     Raises:
         ApplyError: The program does not show the stream of a block.
@@ -41,8 +41,8 @@ def joints(program: ProgramCalls, paths: Iterable[str]) -> dict[fx.Node, fx.Node
                 break
         else:
             raise ApplyError(
-                f"repair: expected the captured program to show the stream through {path}, got none. Take a "
-                "repair that needs no program: batchnorm."
+                f"repair: expected the captured program to have a stream through {path}, got none. Use a "
+                "repair that needs no captured program: batchnorm."
             )
     return found
 
@@ -83,4 +83,4 @@ def idle_nodes(program: ProgramCalls, joined: Mapping[fx.Node, fx.Node]) -> set[
 
 
 CLONE = torch.ops.aten.clone.default
-"""What a joint does: the stream in memory of its own, since what follows may write into it."""
+"""The operator that replaces a block: it copies the stream, because later nodes may write into it."""

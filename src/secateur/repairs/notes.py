@@ -1,4 +1,4 @@
-"""What the repairs of this library note of what they did, as a journal or a report holds it."""
+"""The notes of this library's repairs on what they did, for a journal or a report."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Notes(_Noted):
 
 
 class Fitted(_Noted):
-    """What a sweep keeps of the fit of some layers.
+    """The result of refitting some layers, for the journal.
 
     Attributes:
-        found: By the weight's name, what its fit says.
+        found: Notes on the fit, by the weight's name.
         near: The damping at which the next search starts.
     """
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.calibration import Batch, map_tensors
-from secateur.common.mapped import copied, settled
+from secateur.common.mapped import copied, stored_like
 from secateur.graph.graph import Graph
 from secateur.graph.inline import modes_of
 from secateur.graph.kept import Mask
@@ -223,7 +223,7 @@ class Pair(Dense):
             whole = copied(alias)
             whole[torch.meshgrid(*axes, indexing="ij")] = value
             value = whole
-        alias.data = settled(value, alias)  # the alias gets other memory: the model keeps its values
+        alias.data = stored_like(value, alias)  # the alias gets other memory: the model keeps its values
         self._changed[self.names[node]] = alias
 
     def learnable(self, small: nn.Module) -> list[Tensor]:

@@ -1,7 +1,8 @@
-r"""`polish`: train the pruned network to compute what the dense one computes, without labels.
+r"""`polish`: train the pruned network to give the outputs of the dense one, without labels.
 
-The pruned program is run with gradients beside the dense one (`pairs.py`). So it works for every form, and
-what a capture fixes stays fixed: batch norms keep their statistics, and dropout is off. A batch has the loss
+The pruned program runs with gradients beside the dense one (`pairs.py`). So it works for every form, and
+whatever a capture fixes stays fixed: batch norms keep their statistics, and dropout is off. A batch has the
+loss
 
 .. math:: \frac{\lVert \hat y - y \rVert^2}{\lVert y \rVert^2}
           + \phi \, \frac1n \sum_{i=1}^n \frac{\lVert \hat f_i - f_i \rVert^2}{\lVert f_i \rVert^2}
@@ -11,8 +12,8 @@ positions that were kept, and those of the pruned network with a hat. For the sc
 first term is the divergence of the words' probabilities, the mean over positions (`divergence.py`).
 
 Sources: Hinton et al. 2015 (arXiv 1503.02531); Romero et al. 2015, FitNets (arXiv 1412.6550), and Wang et al.
-2022, MiR (arXiv 2201.02620), for features. Departures: squared distances in place of a divergence where
-outputs need not be logits; all features at once; and the program says where they lie.
+2022, MiR (arXiv 2201.02620), for features. Departures: squared distances instead of a divergence if
+outputs may be no logits; all features at once; and features are found in the program.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from secateur.calibration import Batch
 from secateur.common.accelerating import ProcessGroup
@@ -32,11 +34,11 @@ from secateur.common.mapped import any_mapped
 from secateur.common.training import Best, Loop, Zeros
 from secateur.errors import SettingError
 from secateur.graph.graph import Graph
-from secateur.measure.divergence import divergence
-from secateur.repairs.class_scores import is_language, scores_of
+from secateur.measure.divergence import divergence, reads_and_writes_words
 from secateur.repairs.features import features, outputs
 from secateur.repairs.pairs import Pair, Pairs
 from secateur.signals.distributed import Team, joined
+from secateur.signals.loss import logits_of
 from secateur.stream.calls import ProgramCalls
 from secateur.stream.dense import Values
 from secateur.targets.units.record import record_of
@@ -55,9 +57,9 @@ CLIP = 1.0
 class Polish:
     """A repair that trains: distillation of the pruned network from the dense one, without labels.
 
-    Run it after ``reconstruct``, from which it starts: ``repair=["reconstruct", "polish"]``. ``auto`` never
-    runs it, as it takes minutes where the others take seconds. The state with the smallest error on
-    held-out data is kept, so the result is never worse than the start.
+    Run it after ``reconstruct``, and it starts from that result: ``repair=["reconstruct", "polish"]``.
+    ``auto`` never runs it, because it takes minutes and others take seconds. The state with the smallest
+    error on held-out data is kept, so the result is never worse than the start.
 
     Attributes:
         passes: Passes over the calibration data. Default: 40, and 4 for language models, or no limit
@@ -122,14 +124,14 @@ class Polish:
         """Train a pruned model in place.
 
         Returns:
-            The passes that were begun and the minutes they took, or None if the model has no parameters.
+            The number of started passes and their minutes; None if the model has no parameters.
 
         Raises:
-            SettingError: If the model's weights lie in files or are in half precision, or its outputs are no
+            SettingError: The model's weights stay in files or are in half precision, or its outputs are no
                 floating-point numbers.
         """
         graph = work.graph()
-        settings = self.settled(graph)
+        settings = self.with_defaults(graph)
         objective = Distance(graph, small, self.features, by_scores=settings.divergence, mixed=self.mixed)
         parameters = objective.parameters
         if not parameters:
@@ -158,8 +160,8 @@ class Polish:
                 done = loop.run(objective, parameters, adam, data, processes, progress=work.progress)
         return {"passes": done, "minutes": (time.monotonic() - begun) / 60}
 
-    def settled(self, graph: Graph) -> Settings:
-        """Return the settings for a model: the ones given, and defaults for the others."""
+    def with_defaults(self, graph: Graph) -> Settings:
+        """Return the settings for a model: those of this repair, and defaults for those that are None."""
         language = is_language(ProgramCalls(graph))
         usual = LANGUAGE if language else USUAL
         return Settings(
@@ -172,7 +174,7 @@ class Polish:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training needs to know; see `Polish`."""
+    """The settings of a training; see `Polish`."""
 
     passes: int
     learning_rate: float
@@ -182,14 +184,14 @@ class Settings:
 
 USUAL = Settings(40, 0.001, 25, divergence=False)
 LANGUAGE = Settings(4, 0.0003, 2, divergence=True)
-"""Defaults. What a step of a language model sees is many tokens, and large networks take smaller steps."""
+"""Defaults. For language models a step reads many tokens, and large networks need smaller steps."""
 
 
 class Distance:
     """The loss, as a function of a batch.
 
     Attributes:
-        parameters: Those of the pruned model. They share its memory.
+        parameters: The parameters of the pruned model. They share its memory.
     """
 
     def __init__(
@@ -200,12 +202,12 @@ class Distance:
         Args:
             graph: The trace of the dense model.
             small: The pruned model, in any form.
-            weight: Of the features.
-            by_scores: Take the divergence of the class scores.
+            weight: The weight of the features in the loss.
+            by_scores: Use the divergence of the class scores.
             mixed: Multiply in bfloat16.
 
         Raises:
-            SettingError: If no output is a floating-point number, or, with `by_scores`, none is class scores.
+            SettingError: No output is a floating-point number, or, with `by_scores`, none is class scores.
         """
         self._pairs, self._weight = Pairs(graph, small), weight
         self._by_scores, self._mixed = by_scores, mixed
@@ -216,7 +218,7 @@ class Distance:
             )
         if by_scores and scores_of(self._pairs.first) is None:
             raise SettingError(
-                "polish: expected one output, or one called logits, whose divergence can be taken, got "
+                "polish: expected one output, or one called logits, to take the divergence of, got "
                 "others. Set divergence=False."
             )
         self._points: dict[Pair, tuple[list[fx.Node], list[fx.Node], fx.Node | None]] = {}
@@ -235,7 +237,7 @@ class Distance:
         values = pair.start(batch)
         found = []
         for node in between:
-            # Right after the node ran: a later one may write into its value.
+            # Read the value right after the node ran: a later node may write into it.
             pair.advance(values, pair.index[node] + 1)
             found.append(_apart(pair, node, values))
         pair.advance(values, len(pair.nodes))
@@ -255,6 +257,30 @@ def _apart(pair: Pair, node: fx.Node, values: Values) -> Tensor:
     return relative(*(values.padding.hide(v(node, values)) for v in (pair.small_value, pair.dense_value)))
 
 
+def scores_of(program: ProgramCalls) -> fx.Node | None:
+    """Return the node of the class scores: the model's only output, or the output that it calls `logits`."""
+    returned, values = _returned(program)
+    scores = logits_of(pytree.tree_unflatten(values, program.program.call_spec.out_spec))
+    return next((v for v, value in zip(returned, values, strict=True) if value is scores), None)
+
+
+def _returned(program: ProgramCalls) -> tuple[list[Any], list[Any]]:
+    """Return what the program gives back: its nodes (or constants), and their example values."""
+    (node,) = (n for n in program.program.graph.nodes if n.op == "output")
+    specs = program.program.graph_signature.output_specs
+    returned = [v for v, s in zip(node.args[0], specs, strict=True) if s.kind.name == "USER_OUTPUT"]
+    return returned, [v.meta["val"] if isinstance(v, fx.Node) else v for v in returned]
+
+
+def is_language(program: ProgramCalls) -> bool:
+    """Whether a captured model `reads_and_writes_words`."""
+    spec = program.program.call_spec.out_spec
+    if spec is None:
+        return False
+    inputs = (node.meta.get("val") for node in program.inputs)
+    return reads_and_writes_words(inputs, pytree.tree_unflatten(_returned(program)[1], spec))
+
+
 def _is_count(value: object) -> bool:
     return type(value) is int and value >= 1
 
@@ -264,12 +290,12 @@ def _is_above_0(value: object) -> bool:
 
 
 def relative(got: Tensor, wanted: Tensor) -> Tensor:
-    """Return the squared distance of a tensor to another one, divided by the other one's square.
+    """Return the squared distance of `got` to `wanted`, divided by the square of `wanted`.
 
-    Where the other one is not finite, as masked logits are, nothing counts.
+    Entries where `wanted` is not finite, such as masked logits, do not count.
     """
     if got.dtype.itemsize < 4 or wanted.dtype.itemsize < 4:
-        got, wanted = got.float(), wanted.float()  # sums in half precision would lose what they add
+        got, wanted = got.float(), wanted.float()  # sums in half precision would lose small addends
     finite = torch.isfinite(wanted)
     error = torch.where(finite, got - wanted, 0.0).square().sum()
     scale = torch.where(finite, wanted, 0.0).square().sum()
@@ -303,7 +329,7 @@ def _title(passes: int | None) -> Callable[[int, float], str]:
 
 
 def _clock(team: Team, begun: float, minutes: float | None) -> Callable[[], float]:
-    """Return a function for the share of the time that is over; the first process's clock counts."""
+    """Return a function that returns the share of the time that is over, by the first process's clock."""
     if not minutes:
         return lambda: 0.0
     return lambda: team.from_first(time.monotonic() - begun) / (60 * minutes)

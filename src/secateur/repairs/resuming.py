@@ -1,4 +1,4 @@
-"""Run repairs so that a killed run goes on behind those it finished: see `secateur.signals.journal`."""
+"""Run repairs, or reuse the results of a killed run: see `secateur.signals.journal`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from secateur.signals.journal import (
     Journal,
     Step,
     checked_notes,
-    current,
+    current_journal,
     model_digest,
     plan_digest,
     require_like,
@@ -32,11 +32,11 @@ from secateur.signals.journal import (
 from secateur.targets.units.record import record_of
 
 _CHUNK = 1 << 26
-"""About so many bytes of tensors are kept in one file, so that reading them takes little memory."""
+"""A file holds about this many bytes of tensors, so that reading it takes little memory."""
 
 
 class _Done(BaseModel):
-    """What is kept of a repair beside tensors: its notes, and in how many files the tensors are."""
+    """The result of a repair without its tensors: its notes, and the number of files with tensors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -45,24 +45,24 @@ class _Done(BaseModel):
 
 
 def run(method: Method, small: nn.Module, work: Work) -> dict[str, Any] | None:
-    """Run a repair, or take what it gave from the journal of the run.
+    """Run a repair, or read its result from the journal of the run.
 
-    Repairs of the user's own are run again: what they depend on is not known.
+    The user's own repairs always run: it is not known what they depend on.
 
     Args:
         method: The repair.
-        small: The model; it is changed in place.
-        work: What the repair works with.
+        small: The model. It is changed in place.
+        work: The inputs of the repair.
 
     Returns:
         What the repair returns: notes, or None if it could change nothing.
     """
-    journal = current()
+    journal = current_journal()
     if journal is None or not isinstance(method, Repair | Polish):
         return method.run(small, work)
     judge = "" if work.judge is None else described(work.judge, journal)
     step = journal.step("repair", _named(method), *_model(small), journal.data(work.data), judge)
-    known = step.load(lambda given, _: checked_notes(_Done, given))
+    known = step.load(lambda notes, _: checked_notes(_Done, notes))
     if known is not None:
         for k in range(known.chunks):
             _restore(small, journal.step("changed", step.name, str(k)))
@@ -79,8 +79,8 @@ def run(method: Method, small: nn.Module, work: Work) -> dict[str, Any] | None:
 
 
 def judged(models: Sequence[nn.Module], judges: Sequence[Judge]) -> NDArray[np.float64]:
-    """Measure each model by its judge, or take the errors from the journal of the run. [errors]"""
-    journal = current()
+    """Measure each model with its judge, or read the errors from the journal of the run. [errors]"""
+    journal = current_journal()
     if journal is None:
         return np.concatenate(_judged(models, judges))
     pairs = zip(models, judges, strict=True)
@@ -99,12 +99,12 @@ def _judged(models: Sequence[nn.Module], judges: Sequence[Judge]) -> list[NDArra
 
 
 def _joined(judges: Sequence[Judge], tensors: Mapping[str, Tensor]) -> NDArray[np.float64]:
-    """The errors that were kept of each judge, one after the other."""
+    """Return the saved errors of all judges, joined."""
     return np.concatenate([judge.fitting(tensors[str(k)]) for k, judge in enumerate(judges)])
 
 
 def described(judge: Judge, journal: Journal) -> str:
-    """What a judge measures, and on which data."""
+    """Return a text that identifies what a judge measures, and on which data."""
     return f"{judge.measure} on {journal.data(judge.data)}"
 
 
@@ -113,7 +113,7 @@ def _named(method: Method) -> str:
 
 
 def _model(model: nn.Module) -> tuple[str, str]:
-    """What identifies a pruned model of this run."""
+    """Return texts that identify a pruned model of this run."""
     return model_digest(model), plan_digest(record_of(model).plan)
 
 

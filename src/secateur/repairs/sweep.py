@@ -38,7 +38,14 @@ from secateur.repairs.regression.leastsquares import Fit, Sums, fit
 from secateur.repairs.rows import column_sums, output_sums, target
 from secateur.repairs.tasks import Task, is_ready, siblings_among, start_of, tasks_of
 from secateur.signals.distributed import Team, joined
-from secateur.signals.journal import Step, checked_notes, current, model_digest, plan_digest, require_like
+from secateur.signals.journal import (
+    Step,
+    checked_notes,
+    current_journal,
+    model_digest,
+    plan_digest,
+    require_like,
+)
 from secateur.stream.dense import Values
 from secateur.stream.pending import PendingBatches
 from secateur.targets.units.record import record_of
@@ -71,7 +78,7 @@ def sweep(
     """Refit the layers of a pruned model, in place.
 
     Several processes (see `secateur.signals.distributed`) share the batches. The first one fits each layer to
-    the sums of all, and sends the others what it found.
+    the sums of all, and sends the result to the others.
 
     Args:
         name: The method, such as ``reconstruct``.
@@ -84,7 +91,7 @@ def sweep(
         For each refitted weight, by name: its ``damping`` (None if the weight did not change), and its
         squared error ``before`` and ``after``, divided by the scatter of the targets.
     """
-    kept = _keeper(name, small, graph, calibration)
+    steps = _journal_steps(name, small, graph, calibration)
     pairs = Pairs(graph, small)
     pair = pairs.first
     regress = FACTORS.get(name)
@@ -97,29 +104,29 @@ def sweep(
         # Counting samples reads all the data once, so it is done only for the methods that need it.
         with team.together():
             samples = 0 if regress else calibration.repeats * calibration.samples()
-        walk = _Sweep(pair, batches, regress, samples, team, in_files=in_files)
-        found = [*walk.tasks(pair).values()]
-        # What siblings read may be overwritten between them, where a program writes in place.
+        state = _Sweep(pair, batches, regress, samples, team, in_files=in_files)
+        found = [*state.tasks(pair).values()]
+        # If a program writes in place, the input of siblings may be overwritten between them.
         alone = regress is not None or bool(pair.writes)
         for siblings in bar([[t] for t in found] if alone else siblings_among(found, pair), name, progress):
-            step = kept([pair.names[task.weight] for task in siblings])
-            known = step.load(walk.understood) if step else None
+            step = steps([pair.names[task.weight] for task in siblings])
+            known = step.load(state.from_journal) if step else None
             if known is not None:
-                report.update(walk.restore(siblings, *known))
+                report.update(state.restore(siblings, *known))
                 continue
-            found_now = walk.refit(siblings)
+            found_now = state.refit(siblings)
             if step is not None:
-                step.save({"found": found_now, "near": walk.near}, walk.results(siblings, found_now))
+                step.save({"found": found_now, "near": state.near}, state.results(siblings, found_now))
             report.update(found_now)
     pair.store(small)
     return report
 
 
-def _keeper(
+def _journal_steps(
     name: str, small: nn.Module, graph: Graph, calibration: Calibration
 ) -> Callable[[Sequence[str]], Step | None]:
-    """Return, for the names of weights, the step of the run that refits them; None if nothing is kept."""
-    journal = current()
+    """Return a function: names of weights -> the journal's step that refits them, or None without journal."""
+    journal = current_journal()
     if journal is None:
         return lambda weights: None
     plan = plan_digest(record_of(small).plan)
@@ -139,7 +146,7 @@ class _Sweep:
         samples: The number of samples; 0 if `regress` is given, which does not need it.
         team: The processes that share the batches.
         near: The damping that the previous fit chose. The next search starts there.
-        in_files: Whether weights lie in files.
+        in_files: Whether weights stay in files.
     """
 
     pair: Pair
@@ -154,8 +161,8 @@ class _Sweep:
     def tasks(self, pair: Pair) -> dict[str, Task]:
         """Return the tasks of a pair of programs by the weight's name, in order of execution.
 
-        A program for another input size may run the layers in another order. Batches only go forward, so
-        there the tasks that come earlier than a task before them are left out.
+        A program for another input size may run the layers in another order. Batches only move forward, so
+        tasks of such a program that would need to move back are left out.
         """
         if pair not in self._tasks:
             found = {pair.names[task.weight]: task for task in tasks_of(pair)}
@@ -194,7 +201,7 @@ class _Sweep:
 
         Returns:
             ``damping``, ``before`` and ``after`` as in `sweep`, by the weight's name. A weight is left out
-            if its output is right already, or if some values are not finite.
+            if its output is already right, or if some values are not finite.
         """
         pair = self.pair
         with self.team.together():
@@ -205,13 +212,13 @@ class _Sweep:
             return {}
         with self.team.together():
             local = self._parts([pair.names[task.weight] for task in siblings])
-        given = self._of_all(local)
+        sums = self._of_all(local)
         if self.in_files:
             release(pair.tensors_read(pair.nodes[: start_of(siblings[0], pair)]))
         found: dict[str, dict[str, float | None]] = {}
         with self.team.together():
             if self.team.rank == 0:
-                found = self._solve_each(siblings, given)
+                found = self._solve_each(siblings, sums)
         found = self.team.from_first(found)
         for task in siblings if self.team.size > 1 else ():
             if pair.names[task.weight] in found:
@@ -233,9 +240,9 @@ class _Sweep:
         near: float | None,
         tensors: Mapping[str, Tensor],
     ) -> dict[str, dict[str, float | None]]:
-        """Do what `refit` did in a run that was killed, from what that run has kept.
+        """Write the tensors that `refit` found in a killed run.
 
-        The batches still go through the layers before, with the weights of that time: so the values that the
+        The batches still run through the layers before, with the weights of that time. So the values that the
         next fit reads are the same, bit for bit.
         """
         pair, self.near = self.pair, near
@@ -251,14 +258,14 @@ class _Sweep:
                 release(pair.tensors_read(pair.nodes[: start_of(siblings[0], pair)]))
         return found
 
-    def understood(
+    def from_journal(
         self, notes: Any, tensors: dict[str, Tensor]
     ) -> tuple[dict[str, dict[str, float | None]], float | None, dict[str, Tensor]]:
-        """Return what `restore` takes, from what was kept."""
-        pair, said = self.pair, checked_notes(Fitted, notes)
+        """Make the arguments of `restore` from saved notes and tensors."""
+        pair, fitted = self.pair, checked_notes(Fitted, notes)
         wanted = {name: pair.tensor(node) for node, name in pair.names.items() if name in tensors}
-        found = {name: entry.model_dump() for name, entry in said.found.items()}
-        return found, said.near, require_like(tensors, wanted)
+        found = {name: entry.model_dump() for name, entry in fitted.found.items()}
+        return found, fitted.near, require_like(tensors, wanted)
 
     def _of_all(self, parts: Sequence[Sums | None]) -> list[Sums]:
         """Return the sums of each part over all processes; nothing on any but the first process."""
@@ -279,16 +286,16 @@ class _Sweep:
         return [found[k] for k in sorted(found)]
 
     def _solve_each(
-        self, siblings: Sequence[Task], given: Sequence[Sums]
+        self, siblings: Sequence[Task], sums: Sequence[Sums]
     ) -> dict[str, dict[str, float | None]]:
         """Fit each of some weights to its share of the sums; see `refit`."""
         found, start = {}, 0
         for task in siblings:
-            own, stop = given, start + self._matrix(task).shape[2]
+            own, stop = sums, start + self._matrix(task).shape[2]
             if len(siblings) > 1:
-                own = [part.of_outputs(torch.arange(start, stop, device=part.x.device)) for part in given]
+                own = [part.of_outputs(torch.arange(start, stop, device=part.x.device)) for part in sums]
             start = stop
-            if given and all(part.finite() for part in own):
+            if sums and all(part.finite() for part in own):
                 entry = self._solve(task, own)
                 if entry is not None:
                     found[self.pair.names[task.weight]] = entry
@@ -299,7 +306,7 @@ class _Sweep:
         first = task.sites[0]
         return first.layer.matrix(self.pair.tensor(first.weight), self.pair.planned[first.node])
 
-    def _solve(self, task: Task, given: Sequence[Sums]) -> dict[str, float | None] | None:
+    def _solve(self, task: Task, sums: Sequence[Sums]) -> dict[str, float | None] | None:
         """Fit one weight to its sums, and write it to the pruned program."""
         pair, first = self.pair, task.sites[0]
         call, tensor = pair.planned[first.node], pair.tensor(first.weight)
@@ -309,12 +316,12 @@ class _Sweep:
         if self.regress is not None:
             outputs = len(weight) * weight.shape[2]
             bias = None if bias is None else bias.reshape(outputs, 1)
-            found = self.regress(given, weight.new_ones(outputs, 1, 1), bias, intercept)
+            found = self.regress(sums, weight.new_ones(outputs, 1, 1), bias, intercept)
             if found.bias is None and bool((found.weight == 1).all()):
                 return None
             weight = weight * found.weight.reshape(len(weight), 1, -1)
         else:
-            found = fit(given, weight, bias, intercept, _unmasked_entries(task, pair), near=self.near)
+            found = fit(sums, weight, bias, intercept, _unmasked_entries(task, pair), near=self.near)
             weight = found.weight
         damping = found.damping if math.isfinite(found.damping) else None
         self.near = damping or self.near

@@ -1,4 +1,4 @@
-"""Save a scoring run to a file from time to time, so that a killed run can be resumed."""
+"""Save a scoring run to a file at intervals, so that a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Position:
 
     Attributes:
         number: The pass over the data, from 0.
-        read: Batches that it has read in this pass.
-        samples: Samples in those batches of them that it scored.
+        read: Number of batches read in this pass.
+        samples: Number of samples in the batches that this process scored.
         classes: The classes among them.
-        digest: A checksum of their tensors; 0 where no checkpoint is kept.
+        digest: A checksum of their tensors; 0 without a checkpoint.
     """
 
     number: int = 0
@@ -47,7 +47,7 @@ class Position:
     classes: set[int] = field(default_factory=set)
     digest: int = 0
 
-    def move(self, step: Step) -> None:
+    def count(self, step: Step) -> None:
         """Count a batch that was scored."""
         self.read = step.index + 1
         self.samples += step.size
@@ -68,7 +68,7 @@ class _Position(BaseModel):
 
 
 class _Run(Header):
-    """What a checkpoint says beside its tensors: ``state.<signal>.<name>`` and ``value.<signal>.<group>``."""
+    """The header of a checkpoint. Tensors are ``state.<signal>.<name>`` and ``value.<signal>.<group>``."""
 
     about: dict[str, str]
     position: _Position
@@ -76,7 +76,7 @@ class _Run(Header):
     values: tuple[str, ...]
 
     def expected(self, file: TensorFile) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """States are as the tallies left them; values are vectors of float64."""
+        """Accept any state of a tally, and vectors of float64 as values."""
         found = {}
         for key, entry in file.entries.items():
             match = re.fullmatch(r"(state|value)\.(\d{1,6})\.(.+)", key, re.DOTALL)
@@ -104,7 +104,7 @@ class Checkpoint:
         """Prepare. Nothing is read or written yet.
 
         Args:
-            path: The file; it is replaced again and again, and removed when the run is over.
+            path: The file. It is replaced at each write, and removed when the run is over.
             every: Seconds between two writes; 0 writes after every batch.
             about: From `secateur.signals.identity`.
 
@@ -112,9 +112,11 @@ class Checkpoint:
             SettingError: `every` is negative, or the file's folder does not exist.
         """
         if every < 0:
-            raise SettingError(f"checkpoint_every: expected seconds from 0, got {every}. Give 60, say.")
+            raise SettingError(
+                f"checkpoint_every: expected seconds from 0, got {every}. Pass 60, for example."
+            )
         if not os.path.isdir(path.parent):
-            raise SettingError(f"checkpoint: expected a folder {path.parent}, got none. Make it.")
+            raise SettingError(f"checkpoint: expected a folder {path.parent}, got none. Create it.")
         self._path = path
         self._every = every
         self._about = dict(about)
@@ -129,7 +131,7 @@ class Checkpoint:
         """Read the file; None if there is none.
 
         Raises:
-            ArtefactError: It is damaged, no checkpoint, or of another run; the message says what differs.
+            ArtefactError: It is damaged, no checkpoint, or of another run. The message says what differs.
         """
         if not os.path.exists(self._path):
             return None
@@ -152,15 +154,15 @@ class Checkpoint:
         return Saved(Position(**position | {"classes": set(position["classes"])}), states, values)
 
     @contextmanager
-    def understood(self) -> Iterator[None]:
-        """Raise an ArtefactError if what was read does not fit the signals, which the block finds out."""
+    def errors_from_content(self) -> Iterator[None]:
+        """Turn errors inside the block, from states that do not fit the signals, into an ArtefactError."""
         try:
             yield
         except SecateurError:
             raise
-        except Exception as error:  # of a signal, about what is not its own
+        except Exception as error:  # a signal may fail in any way on the state of another one
             raise ArtefactError(
-                f"checkpoint {self._path}: expected what these signals have accumulated, got something else "
+                f"checkpoint {self._path}: expected the states of these signals, got something else "
                 f"({type(error).__name__}). Delete the file to start afresh."
             ) from error
 
@@ -185,11 +187,11 @@ class Checkpoint:
         self._written = time.monotonic()
 
     def check_data(self, expected: Position, digest: int) -> None:
-        """Raise ArtefactError unless the data that a resumed run skips are those that were read before."""
+        """Raise ArtefactError unless the data that a resumed run skips are the data that were read before."""
         if digest != expected.digest:
             raise ArtefactError(
                 f"checkpoint {self._path}: expected the {expected.read} batches that were read before, got "
-                "others. Give the same data in the same order, or delete the file to start afresh."
+                "others. Pass the same data in the same order, or delete the file to start afresh."
             )
 
     def remove(self) -> None:

@@ -1,10 +1,10 @@
 """Work with several processes: each reads a share of the data, and all get the same result.
 
 Under ``torchrun`` (or in any process group that exists) batch i goes to the process of rank i mod N.
-Processes do not communicate while they read, so shares may differ in length or be empty. One that does not
-come, ends or hangs is an error in all others (`secateur.signals.presence`). Afterwards the first
-process receives what the others accumulated, in the order of their ranks, and sends the scores back. All
-that travels are small objects and CPU tensors, by gloo, whatever the default backend is.
+Processes do not communicate while they read, so shares may differ in length or be empty. If one is missing,
+ends or hangs, all others raise an error (`secateur.signals.liveness`). Afterwards the first process receives
+what the others accumulated, in the order of their ranks, and sends the scores back. Only small objects and
+CPU tensors are sent, by gloo, whatever the default backend is.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from torch.utils.data.distributed import DistributedSampler
 from secateur.calibration import Calibration
 from secateur.errors import ArtefactError, CalibrationError, ScoreError, SecateurError, SettingError
 from secateur.signals.identity import difference, of_run
-from secateur.signals.presence import VARIABLE, OtherProcessError, Presence, patience
+from secateur.signals.liveness import VARIABLE, Liveness, OtherProcessError, patience
 
 _TRANSFERS = 10
-"""How many times `patience` one transfer may take: all processes have arrived by then."""
+"""A transfer may take this many times `patience`. All processes have arrived when it begins."""
 
 OF_THE_RUN = (OtherProcessError, ArtefactError)
-"""Errors that say nothing of the candidate or the repair that met them: a process is gone, a file is damaged,
-the disk is full. Taken for a reason to leave that one out, they would change the result."""
+"""Errors of the whole run, such as a missing process, a damaged file or a full disk. They must not be taken
+for a failure of the candidate or repair that was being tried: leaving that out would change the result."""
 
 T = TypeVar("T")
 
@@ -45,24 +45,24 @@ if TYPE_CHECKING or dist.is_available():
 
 @dataclass(frozen=True, eq=False)
 class Team:
-    """The processes that work together. For a single process all methods do nothing.
+    """The processes that work together. With a single process, all methods do nothing.
 
     Attributes:
         rank: Number of this process, from 0.
         size: Number of processes.
         group: Their process group in torch.distributed.
-        presence: Who of them is there.
+        liveness: Finds out if one of them has ended or hangs.
     """
 
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
-    presence: Presence | None = None
+    liveness: Liveness | None = None
 
     def takes(self, index: int) -> bool:
         """Whether a batch is in this process's share."""
-        if self.presence is not None:
-            self.presence.work()
+        if self.liveness is not None:
+            self.liveness.count_batch()
         return index % self.size == self.rank
 
     def everyone(self, value: T) -> list[T]:
@@ -74,7 +74,7 @@ class Team:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        with self._meeting():
+        with self._collective():
             dist.all_gather_object(found, value, self.group)
         return found
 
@@ -83,17 +83,17 @@ class Team:
         if self.size == 1:
             return value
         box = [value]
-        with self._meeting():
+        with self._collective():
             dist.broadcast_object_list(box, 0, self.group)
         return box[0]
 
     def tensor_from_first(self, tensor: Tensor) -> Tensor:
-        """Return the first process's tensor, on every process; the given one has its shape and dtype."""
+        """Return the first process's tensor, on every process. All have the same shape and dtype."""
         if self.size == 1:
             return tensor
         there = tensor.detach().cpu().contiguous().clone()
         if there.numel():
-            with self._meeting():
+            with self._collective():
                 dist.broadcast(there.view(-1).view(torch.uint8), 0, self.group)
         return there.to(tensor.device)
 
@@ -102,25 +102,25 @@ class Team:
         if self.size == 1:
             return tensor
         there = tensor.detach().cpu().contiguous().clone()
-        with self._meeting():
+        with self._collective():
             dist.all_reduce(there, group=self.group)
         return (there / self.size).to(tensor.device)
 
     @contextmanager
-    def _meeting(self) -> Iterator[None]:
-        """Run a collective operation once all processes have come to it."""
-        if self.presence is not None:
-            self.presence.meet()
+    def _collective(self) -> Iterator[None]:
+        """Wait for all processes, and then run a collective operation inside the block."""
+        if self.liveness is not None:
+            self.liveness.wait_for_all()
         with _answered(self.rank, self.size):
             yield
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block that fails on all processes if it fails on one.
+        """Run a block. If it fails in one process, it fails in all.
 
         Raises:
-            Exception: What this process raised; if it raised nothing but another did, a ScoreError (a
-                CalibrationError if that one was) that names the other and says what it said.
+            Exception: The error of this process, if it has one. Otherwise a ScoreError (or CalibrationError)
+                with the rank and the message of the process that has one.
         """
         if self.size == 1:
             yield
@@ -153,16 +153,16 @@ class Team:
                 )
 
     def agree(self, call: str, model: nn.Module, data: Calibration, **settings: object) -> None:
-        """Make sure that all processes have the same model, data and settings.
+        """Check that all processes have the same model, data and settings.
 
         Args:
             call: The public function, for messages.
             model: The dense model.
             data: What all processes read.
-            settings: Of the call.
+            settings: The settings of the call.
 
         Raises:
-            ScoreError: They have not; the message names what differs.
+            ScoreError: They differ. The message says where.
         """
         if self.size > 1:
             with self.together():
@@ -171,7 +171,7 @@ class Team:
             self.check_same(about, call)
 
     def to_first(self, state: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
-        """Send tensors to the first process, which returns those of all by rank; others return nothing."""
+        """Send tensors to the first process. It returns those of all processes by rank, the others []."""
         layouts = self.everyone([(name, tensor.dtype, tensor.shape) for name, tensor in state.items()])
         if self.rank > 0:
             for tensor in state.values():
@@ -192,13 +192,13 @@ class Team:
 
 @contextmanager
 def _answered(rank: int, size: int) -> Iterator[None]:
-    """Raise ScoreError if another process ends while this one talks to it."""
+    """Raise OtherProcessError if another process ends while this one communicates with it."""
     try:
         yield
     except RuntimeError as error:
         raise OtherProcessError(
             f"process {rank} of {size}: expected the others to answer, got {error}. Look "
-            "for the one that ended first."
+            "for the process that ended first."
         ) from error
 
 
@@ -208,35 +208,35 @@ _calls = itertools.count()
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Team]:
-    """The team of this process: all of the process group, if there is one or ``torchrun`` asks for one.
+    """Work with all processes of the process group inside the block; alone, if there is no group.
 
-    Where torchrun started the process and nobody has initialised torch.distributed, it is initialised: with
-    gloo for the CPU and, for a model on a GPU, NCCL beside it. A group that exists is left as it is. Inside
-    the block the same team is given again. Whoever leaves it with an error is missed by the others at once.
+    If torchrun started the process and torch.distributed is not initialised, it is initialised here: with
+    gloo for the CPU, and also with NCCL for a model on a GPU. An existing group is not changed. Nested blocks
+    get the same `Team`. If a process leaves the block with an error, the others notice at once.
 
     Raises:
-        ScoreError: A process does not come, ends, or hangs.
+        ScoreError: A process is missing, ends, or hangs.
     """
     team = _current.get()
     if team is not None:
         yield team
         return
-    if not _asked():
+    if not _are_several():
         yield Team()
         return
     token, error, group = None, None, None
-    rank, size = _place()
+    rank, size = _rank_and_size()
     store = _default_store() if dist.is_initialized() else _new_store(rank, size)
-    presence = None if store is None else Presence(PrefixStore(f"call/{next(_calls)}", store), rank, size)
+    liveness = None if store is None else Liveness(PrefixStore(f"call/{next(_calls)}", store), rank, size)
     try:
-        if presence is not None:
-            presence.come()
+        if liveness is not None:
+            liveness.start()
         with _answered(rank, size):
             if not dist.is_initialized():
                 _initialise(device, store, rank, size)
             waits = timedelta(seconds=_TRANSFERS * patience())
             group = dist.new_group(backend="gloo", timeout=waits)
-        team = Team(rank, size, group, presence)
+        team = Team(rank, size, group, liveness)
         token = _current.set(team)
         yield team
     except BaseException as caught:
@@ -245,20 +245,20 @@ def joined(device: torch.device) -> Iterator[Team]:
     finally:
         if token is not None:
             _current.reset(token)
-        if presence is not None:
-            presence.go(error)
+        if liveness is not None:
+            liveness.leave(error)
         if group is not None:
             dist.destroy_process_group(group)
 
 
-def _asked() -> bool:
+def _are_several() -> bool:
     """Whether there are several processes."""
     if not dist.is_available():
         return False
     if dist.is_initialized():
         return dist.get_world_size() > 1
-    given = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-    return given and _number("WORLD_SIZE") > 1
+    by_torchrun = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return by_torchrun and _number("WORLD_SIZE") > 1
 
 
 def _number(variable: str) -> int:
@@ -268,24 +268,24 @@ def _number(variable: str) -> int:
     return int(text)
 
 
-def _place() -> tuple[int, int]:
-    """Rank and number of processes, before or after torch.distributed is initialised."""
+def _rank_and_size() -> tuple[int, int]:
+    """Return rank and number of processes, whether torch.distributed is initialised or not."""
     if dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return _number("RANK"), _number("WORLD_SIZE")
 
 
 def _default_store() -> Store | None:
-    """The store of the default group; None if this version of torch does not show it."""
+    """Return the store of the default process group; None if this version of torch has no access to it."""
     find = getattr(dist.distributed_c10d, "_get_default_store", None)
     return None if find is None else find()
 
 
 def _new_store(rank: int, size: int) -> Store:
-    """The store under torchrun, or that of process 0. Nobody is waited for but that process.
+    """Connect to the store of torchrun or of process 0. Other processes are not waited for.
 
     Raises:
-        ScoreError: It does not answer.
+        ScoreError: The store does not answer.
     """
     host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT")
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -297,7 +297,7 @@ def _new_store(rank: int, size: int) -> Store:
         whom = "torchrun" if agent else "process 0"
         raise ScoreError(
             f"process {rank} of {size}: expected {whom} to answer at {host}:{port} within {patience():g} s, "
-            f"got {str(error)[:200]}. Look whether it was started; {VARIABLE} sets the seconds."
+            f"got {str(error)[:200]}. Check that it was started; {VARIABLE} sets the seconds."
         ) from error
     return PrefixStore(f"attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
@@ -309,10 +309,10 @@ def _initialise(device: torch.device, store: Store | None, rank: int, size: int)
 
 
 def _leave() -> None:
-    """Leave the default group, and keep the store open until the others have left too."""
+    """Leave the default process group. The store stays open until the others have left, too."""
     if not dist.is_initialized():
         return
-    (rank, size), store = _place(), _default_store()
+    (rank, size), store = _rank_and_size(), _default_store()
     dist.destroy_process_group()
     if store is not None:
         with contextlib.suppress(RuntimeError):
@@ -322,12 +322,12 @@ def _leave() -> None:
 
 
 def check_whole(calibration: Calibration, call: str = "score") -> None:
-    """Raise CalibrationError for a loader that already gives each process its own share."""
+    """Raise CalibrationError if the loader already gives each process its own share."""
     source: Any = calibration.source
     while hasattr(source, "parent"):  # a part of other calibration data
         source = source.parent.source
     if isinstance(getattr(source, "sampler", None), DistributedSampler):
         raise CalibrationError(
             f"{call}: expected the same data in every process, got a loader with a DistributedSampler. "
-            f"Give a plain loader: {call} shares the batches out itself."
+            f"Pass a plain loader: {call} divides the batches itself."
         )

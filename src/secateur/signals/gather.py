@@ -26,7 +26,7 @@ from secateur.signals.identity import checksum, first_batch, identity
 from secateur.signals.inparts import InParts
 from secateur.signals.loss import LossFn
 from secateur.signals.memory import Covers, in_bytes, is_heavy, passes
-from secateur.signals.onepass import OnePass, said_of
+from secateur.signals.onepass import OnePass, errors_prefixed
 from secateur.signals.program import CapturedModel
 from secateur.signals.scores import Scores
 from secateur.signals.signal import Signal
@@ -54,9 +54,9 @@ def gather(
         calibration: May be None if no signal needs data.
         signals: Instances; see `secateur.signals.registry.resolve` for names.
         loss_fn: ``loss_fn(model, batch)``, the mean loss of a batch, instead of `default_loss`.
-        seed: For what signals, or the program itself, draw at random.
+        seed: Seed for signals and programs that draw random numbers.
         progress: Show a bar on a terminal.
-        memory: Most bytes that what signals accumulate may take; None: no limit.
+        memory: Most bytes that the states of signals may take; None: no limit.
         checkpoint: A file to resume from and to write to.
         checkpoint_every: Seconds between two writes; 0 writes after every batch.
 
@@ -64,7 +64,7 @@ def gather(
         CalibrationError: The data cannot feed what a signal needs; the message names the signal or batch.
         ScoreError: A weight is not finite, a signal's scores are not, or another process failed.
         ArtefactError: The checkpoint is damaged or of another run.
-        SettingError: The memory limit cannot be kept, or a setting is none.
+        SettingError: The memory limit cannot be kept, or a setting is invalid.
     """
     by_data = [s for s in signals if s.needs - {"weights"}]
     if by_data and calibration is None:
@@ -78,7 +78,7 @@ def gather(
     with joined(graph.device) as team, seeded(seed), torch.inference_mode(False):
         progress = progress and team.rank == 0
         if limit is not None:
-            limit //= team.size  # while states are merged, the first process holds everyone's
+            limit //= team.size  # to merge states, the first process holds those of all
         about: dict[str, str] = {}
         saver: Checkpoint | None = None
         saved: Saved | None = None
@@ -123,14 +123,14 @@ def _classes(
         return 0
     found: set[int] = set()
     for batch in data.batches("Counting classes", progress):
-        with said_of(f"signal {reader.name}"):
+        with errors_prefixed(f"signal {reader.name}"):
             found.update(batch.classes().tolist())
     return len(found - {IGNORED})
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """The part of one process in a run."""
+    """The share of one process in a scoring run."""
 
     graph: Graph
     data: Calibration | None
@@ -145,7 +145,7 @@ class _Run:
     seen: dict[str, int] = field(default_factory=dict)
 
     def scores(self, saved: Saved | None) -> Scores:
-        """Do the run, from the checkpoint on if there is one."""
+        """Run all passes; start from the checkpoint if there is one."""
         if self.data is not None and self.limit is None:
             with self.team.together():
                 in_parts = InParts.of(self.graph, self.signals, self.data, self._pass)
@@ -168,7 +168,7 @@ class _Run:
         return Scores(now.values, *counted, self.seed, self.graph.fingerprint)
 
     def _scores_in_parts(self, in_parts: InParts, data: Calibration, saved: Saved | None) -> Scores:
-        """Score a model that lies in files: see `InParts`. Groups that the checkpoint has are left out."""
+        """Score a model whose weights stay in files, part by part. Skip groups that the checkpoint has."""
         seen = Position()
         if self.checkpoint is not None:
             for batch in data.batches():
@@ -193,22 +193,22 @@ class _Run:
         values = {name: {n: by_group[n] for n in names} for name, by_group in values.items()}
         position = Position()
         for step in steps:
-            position.move(step)
+            position.count(step)
         return Scores(values, *self._counted(position), self.seed, self.graph.fingerprint)
 
     def _counted(self, position: Position) -> tuple[int, int]:
-        """Count the samples and the classes of all processes; a sample counts once, whatever its views."""
+        """Count samples and classes over all processes. A sample with several views counts once."""
         shares = self.team.everyone((position.samples, position.classes))
         samples = sum(n for n, _ in shares) // (1 if self.data is None else self.data.repeats)
         return samples, len(set[int]().union(*(classes for _, classes in shares)))
 
     def _start(self, saved: Saved | None) -> Saved:
-        """The checkpoint, or the start of an earlier pass if another process is in that one."""
+        """Return where to start: the checkpoint, or an earlier pass if another process is still in it."""
         values: Values = {signal.name: {} for signal in self.signals}
         first = min(self.team.everyone(0 if saved is None else saved.position.number))
         if saved is None:
             return Saved(Position(), {}, values)
-        with nullcontext() if self.checkpoint is None else self.checkpoint.understood():
+        with nullcontext() if self.checkpoint is None else self.checkpoint.errors_from_content():
             for covers in self.passes[:first]:
                 for name, groups in covers.items():
                     values[name].update({group.name: saved.values[name][group.name] for group in groups})
@@ -221,7 +221,7 @@ class _Run:
         if self.checkpoint is not None or self.team.size > 1:
             one.check_states()
         if now.states and self.checkpoint is not None:
-            with self.checkpoint.understood():
+            with self.checkpoint.errors_from_content():
                 one.merge({name: [state] for name, state in now.states.items()})
         return one
 
@@ -239,7 +239,7 @@ class _Run:
             )
 
     def _read(self, one: OnePass, now: Saved) -> None:
-        """Score this process's share of the data, without what the checkpoint has."""
+        """Score this process's share of the data. Skip what the checkpoint has."""
         if self.data is None:
             return
         position = now.position
@@ -257,7 +257,7 @@ class _Run:
         unsaved = False
         for batch in batches:
             with seeded((self.seed + _STRIDE * batch.index) % 2**63):
-                position.move(one.run(batch))
+                position.count(one.run(batch))
             if self.checkpoint is not None:
                 position.digest = checksum(batch.raw, position.digest)
                 unsaved = not self.checkpoint.due
@@ -267,12 +267,12 @@ class _Run:
             self.checkpoint.save(Saved(position, one.states(), now.values))
 
     def _note(self, raw: Any) -> None:
-        """Keep a checksum of all that is read: each process has to read the same."""
+        """Update the checksum of all data that were read: it must be the same in each process."""
         self.seen["batches"] += 1
         self.seen["data"] = checksum(raw, self.seen["data"])
 
     def _finished(self, one: OnePass) -> Values:
-        """The pass's scores, from all processes' shares."""
+        """Return the scores of the pass, from the shares of all processes."""
         if self.team.size == 1:
             with seeded(self.seed):
                 return one.finish()

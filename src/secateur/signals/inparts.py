@@ -1,7 +1,7 @@
-"""Score a model that lies in files part by part: its weights are read once for all batches.
+"""Score a model whose weights stay in files, part by part: each weight is read once for all batches.
 
-Groups are scored in windows. A window starts with the first part that shows one of its groups and ends with
-the last one. So what a signal accumulates is held only while its part of the model runs.
+Groups are scored in windows. A window starts with the first part in which one of its groups is observed, and
+ends with the last one. So a signal's state is in memory only while these parts of the model run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Begin = Callable[[Covers, CapturedModel | None], OnePass]
 
 @dataclass(frozen=True)
 class _Window:
-    """Groups that are scored together, and the first and the last part that show them."""
+    """Groups that are scored together, and the first and the last part in which they are observed."""
 
     covers: Covers
     first: int
@@ -52,18 +52,18 @@ class _Program(Dense):
     """A program for one input size.
 
     Attributes:
-        ends: Where its parts end. All programs have equally many parts, of the same layers.
-        runner: Knows its nodes by their names in the first program.
-        known_as: These names, by node.
+        ends: The position where each part ends. All programs have the same parts.
+        runner: Finds nodes by their names in the first program.
+        first_names: Node -> its name in the first program.
     """
 
     def __init__(self, graph: Graph, program: ExportedProgram, model: CapturedModel) -> None:
         super().__init__(graph, program)
         self.ends: list[int] = []
         self.runner = model.use(program)
-        self.known_as = {node: name for name, node in self.runner.nodes.items()}
+        self.first_names = {node: name for name, node in self.runner.nodes.items()}
 
-    def place(self, name: str) -> int | None:
+    def position(self, name: str) -> int | None:
         """Return the position of a node by its name in the first program; None if it is not there."""
         node = self.runner.nodes.get(name)
         return None if node is None else self.index.get(node)
@@ -72,16 +72,16 @@ class _Program(Dense):
         """Return the part that computes the node at a position."""
         return bisect_right(self.ends, position)
 
-    def part_with(self, name: str) -> int | None:
+    def part_computing(self, name: str) -> int | None:
         """Return the part that computes a node; None if the program does not have it."""
-        place = self.place(name)
-        return None if place is None else self.part_of(place)
+        position = self.position(name)
+        return None if position is None else self.part_of(position)
 
     def cut_like(self, other: _Program) -> None:
-        """Use the same parts as another program: each ends after the last node that the other runs in it."""
+        """Use the same parts as another program. A part ends after the last node that both have in it."""
         reached = [0] * (len(other.nodes) + 1)
         for node, k in other.index.items():
-            own = self.place(other.known_as[node]) if node in other.known_as else None
+            own = self.position(other.first_names[node]) if node in other.first_names else None
             reached[k + 1] = 0 if own is None else own + 1
         upto = list(accumulate(reached, max))
         self.ends = [upto[end] for end in other.ends]
@@ -102,14 +102,14 @@ class InParts:
 
         Args:
             graph: From `sc.trace`.
-            signals: All of the run.
+            signals: All signals of the run.
             data: The batches.
-            begin: See `Begin`.
+            begin: Starts a pass; see `Begin`.
 
         Returns:
-            None if the model has to run whole: if its weights lie in memory, a signal needs gradients or
-            looks at a whole batch first, a program draws random numbers or writes into its own values, or
-            the programs for two input sizes call the layers in another order.
+            None if the model cannot run in parts: its weights are in memory, a signal needs gradients or
+            reads whole batches, a program draws random numbers or writes into its own values, or the
+            programs for two input sizes call the layers in different orders.
         """
         if not any_mapped(graph.program.state_dict.values()):
             return None
@@ -121,7 +121,7 @@ class InParts:
             if id(program) not in by_id:
                 by_id[id(program)] = _Program(graph, program, model)
             programs.append(by_id[id(program)])
-        trim()  # captures of further programs may have left memory with the process
+        trim()  # captures of further programs may have left freed memory with the process
         main, *others = by_id.values()
         if any(program.writes or _draws(program) for program in by_id.values()):
             return None
@@ -129,18 +129,18 @@ class InParts:
         watched: set[str] = set()
         for group in graph.groups:
             one = begin({signal.name: (group,) for signal in signals}, model)
-            at = sorted(place for name in one.watched if (place := main.place(name)) is not None)
-            if not one.takes_turns or len(at) < len(one.watched):
+            at = sorted(p for name in one.watched if (p := main.position(name)) is not None)
+            if not one.can_interleave or len(at) < len(one.watched):
                 return None
             spans.setdefault((at[0], at[-1]) if at else (0, 0), []).append(group)
             watched.update(one.watched)
-        # What comes after the last place that is shown, such as the head of a language model, does not run.
+        # Nodes after the last observed one, such as the head of a language model, do not run.
         stop = max(last for _, last in spans) + 1
         main.ends = [*(end for end in parts(main) if end < stop), stop]
         for other in others:
             other.cut_like(main)
             for name in watched:
-                if other.part_with(name) != main.part_with(name):
+                if other.part_computing(name) != main.part_computing(name):
                     return None
         by_part: dict[tuple[int, int], list[Group]] = {}
         for (first, last), groups in spans.items():
@@ -168,9 +168,9 @@ class InParts:
             team: The processes that share them.
             finish: Returns the scores of a pass, from all processes' shares.
             progress: Show a bar on a terminal.
-            known: Scores that an earlier run has found. The windows of these groups are not scored again; the
-                batches still run through the parts before the others.
-            note: Called with all scores so far, whenever there are new ones.
+            known: Scores from an earlier run. Their windows are not scored again, but batches still run
+                through these parts if later ones need it.
+            note: Called with all scores so far whenever there are new ones.
 
         Returns:
             The scores, by signal and group, and the steps of the batches that this process read.
@@ -179,8 +179,8 @@ class InParts:
         windows = [window for window in self._windows if not _is_known(window, found)]
         begun = min((window.first for window in windows), default=0)
         with team.together():
-            asked = self._begin(self._windows[0].covers, self._model)
-            steps = {batch.index: asked.step(batch) for batch in data.batches(takes=team.takes)}
+            one = self._begin(self._windows[0].covers, self._model)
+            steps = {batch.index: one.step(batch) for batch in data.batches(takes=team.takes)}
         if not windows:
             return found, list(steps.values())
         active: list[tuple[_Window, OnePass]] = []
@@ -196,7 +196,7 @@ class InParts:
                             active.append((window, self._begin(window.covers, self._model)))
                             for step in steps.values():
                                 active[-1][1].begin(step)
-                    show = self._shower(k, [one for _, one in active], steps)
+                    show = self._show_for(k, [one for _, one in active], steps)
                     for index, _, values in batches.visit(partial(_end, k), show):
                         if k == count - 1:
                             _check_finite(index, values.tensors())
@@ -213,10 +213,10 @@ class InParts:
                 active = left
         return found, list(steps.values())
 
-    def _shower(
+    def _show_for(
         self, part: int, ones: Collection[OnePass], steps: Mapping[int, Step]
     ) -> Callable[[int], Show]:
-        """Return, for the index of a batch, what shows the values of the nodes of one part."""
+        """Return a function from a batch's index to a function that shows the values of a part to passes."""
 
         def show(index: int) -> Show:
             program = self._programs[index]
@@ -224,8 +224,10 @@ class InParts:
             start = program.ends[part - 1] if part else 0
 
             def see(node: fx.Node, value: Any, values: Mapping[fx.Node, Any]) -> None:
-                name = program.known_as.get(node)
-                if name is None or program.index[node] < start:  # run again, since the disk was full
+                name = program.first_names.get(node)
+                if (
+                    name is None or program.index[node] < start
+                ):  # an earlier part runs again, because the disk was full
                     return
                 for one in ones:
                     if name in one.watched:

@@ -1,4 +1,4 @@
-"""Keep what a long run has finished in a folder, so that a killed run goes on where it was.
+"""Keep the finished steps of a long run in a folder, so that a killed run can be continued.
 
 Each finished step is a file. It is named after a digest of all that its result depends on: the tensors of the
 models, the data and the settings. So a run that is started again reads what it finished before, computes the
@@ -24,7 +24,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from secateur.artefact.writing import PREFIX, explained, locked_file
+from secateur.artefact.writing import PREFIX, locked_file, os_errors_as
 from secateur.calibration import Calibration
 from secateur.common.models import named_tensors
 from secateur.common.paths import entries, path_named
@@ -47,28 +47,28 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class _Run(Header):
-    """Which run a folder belongs to, by what each thing is called."""
+    """The run that a folder belongs to: what it depends on, by name."""
 
     about: dict[str, str]
 
     def expected(self, file: TensorFile) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """No tensors."""
+        """Return nothing: this file holds no tensors."""
         return {}
 
 
 class _Finished(Header):
-    """What a step says beside its tensors, which may be any.
+    """The header of a finished step's file. The file may hold any tensors.
 
     Attributes:
         step: The step's name.
-        notes: What it found, as JSON.
+        notes: The step's result without tensors, as JSON.
     """
 
     step: str
     notes: str
 
     def expected(self, file: TensorFile) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The tensors that are there."""
+        """Accept the tensors that are there."""
         return {name: (entry.dtype, tuple(entry.shape)) for name, entry in file.entries.items()}
 
 
@@ -77,8 +77,8 @@ class Step:
     """A step of a run.
 
     Attributes:
-        journal: The run.
-        name: The name of its file.
+        journal: The journal of the run.
+        name: The name of the step's file.
     """
 
     journal: Journal
@@ -87,17 +87,17 @@ class Step:
 
     @property
     def path(self) -> Path:
-        """Its file."""
+        """The step's file."""
         return self.journal.folder / self.name
 
-    def load(self, take: Callable[[Any, dict[str, Tensor]], T]) -> T | None:
-        """What the step found; None if it is not finished.
+    def load(self, make: Callable[[Any, dict[str, Tensor]], T]) -> T | None:
+        """Return the step's result; None if it is not finished.
 
-        With several processes the first one reads, and all get the same.
+        With several processes, the first one reads the file, and all get the same result.
 
         Args:
-            take: Makes the result of the notes and the tensors that were saved; any error of Python's own
-                says that they are not what this step saves.
+            make: Makes the result from the saved notes and tensors. Any error that it raises means that
+                another step saved them.
 
         Raises:
             ArtefactError: The file is damaged, or of another step.
@@ -110,18 +110,18 @@ class Step:
                     advice = "Delete the file to compute it again."
                     header, tensors = _read(self.path, _STEP_KIND, _Finished, advice)
                     kept = header.step, header.notes, tensors
-                    found = self._taken(take, *kept)
+                    found = self._result(make, *kept)
             if team.size > 1 and (kept := team.from_first(kept)) is not None and team.rank > 0:
-                found = self._taken(take, *kept)
+                found = self._result(make, *kept)
             return found
 
-    def _taken(
-        self, take: Callable[[Any, dict[str, Tensor]], T], name: str, notes: str, tensors: dict[str, Tensor]
+    def _result(
+        self, make: Callable[[Any, dict[str, Tensor]], T], name: str, notes: str, tensors: dict[str, Tensor]
     ) -> T:
         try:
             if name != self.name:
                 raise ValueError(f"step {name[:60]}")
-            return take(parse_json(notes, constants=True), tensors)
+            return make(parse_json(notes, constants=True), tensors)
         except Exception as error:  # somebody else's notes may go wrong in any way
             raise ArtefactError(
                 f"{self.path}: expected step {self.name}, got something else ({str(error)[:200]}). Delete "
@@ -129,7 +129,7 @@ class Step:
             ) from error
 
     def save(self, notes: Any, tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Keep what the step found, as JSON and as tensors. What was kept `inside` is deleted."""
+        """Write the step's result, as JSON and as tensors. Steps that were kept `inside` are deleted."""
         self.journal.note(self.name)
         with joined(_HOST) as team, team.together():
             if team.rank == 0:
@@ -142,7 +142,7 @@ class Step:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Steps of the block are part of this one: they are deleted when it is saved."""
+        """Steps inside the block are parts of this step. They are deleted when it is saved."""
         self.journal.open.append(self._within)
         try:
             yield
@@ -155,8 +155,8 @@ class Journal:
     """The steps of one run.
 
     Attributes:
-        folder: Where they are kept.
-        open: The steps that are being computed: of each, the names of those inside.
+        folder: The folder of their files.
+        open: For each step that is being computed, the names of the steps inside it.
     """
 
     folder: Path
@@ -164,20 +164,25 @@ class Journal:
     _known: dict[int, tuple[object, str]] = field(default_factory=dict)
 
     def step(self, what: str, *parts: str) -> Step:
-        """The step of this kind, a word of small letters, whose result depends on these texts alone."""
+        """Return a step.
+
+        Args:
+            what: The kind of step, a word in lower case.
+            parts: Texts that determine the result: all that it depends on.
+        """
         return Step(self, f"{what}-{text_digest(*parts)}")
 
     def note(self, name: str) -> None:
-        """Note that a step is inside the one that is being computed."""
+        """Add a step to those inside the step that is being computed."""
         if self.open:
             self.open[-1].append(name)
 
     def dense(self, tensors: Mapping[str, Any]) -> str:
-        """A digest of tensors that do not change during the run. It is computed once."""
+        """Return a digest of tensors that do not change during the run. It is computed only once."""
         return self._once(tensors, lambda: digest_of(tensors))
 
     def data(self, data: Calibration) -> str:
-        """A text that identifies calibration data."""
+        """Return a text that identifies calibration data. It is made only once."""
         return self._once(data, lambda: of_data(data))
 
     def _once(self, value: object, make: Callable[[], str]) -> str:
@@ -187,10 +192,10 @@ class Journal:
 
 
 def checked_notes(model: type[M], notes: Any) -> M:
-    """Notes of a step as a strict model of their fields.
+    """Return the notes of a step as a pydantic model, checked strictly.
 
     Raises:
-        ValueError: They are not what the model says.
+        ValueError: They do not fit the model.
     """
     try:
         return model.model_validate_json(json.dumps(notes))
@@ -199,10 +204,14 @@ def checked_notes(model: type[M], notes: Any) -> M:
 
 
 def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors that were kept, each of which has to have the shape and dtype of that of its name.
+    """Return the saved tensors, after a check of shapes and dtypes.
+
+    Args:
+        found: The saved tensors.
+        expected: A tensor of the right shape and dtype for each name.
 
     Raises:
-        ValueError: One has not.
+        ValueError: A tensor has another shape or dtype.
     """
     for name, tensor in found.items():
         if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
@@ -211,12 +220,12 @@ def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 
 def model_digest(model: nn.Module) -> str:
-    """A digest of all tensors of a model."""
+    """Return a digest of all tensors of a model."""
     return digest_of(named_tensors(model))
 
 
 def plan_digest(plan: Any) -> str:
-    """A digest of what a plan removes. Masks of single weights are not in its JSON."""
+    """Return a text that identifies a plan: its JSON, and a digest of masks, which the JSON lacks."""
     masks = getattr(plan, "masks", {})
     text: str = plan.to_json()
     return text + digest_of({name: torch.from_numpy(np.packbits(mask)) for name, mask in masks.items()})
@@ -233,22 +242,21 @@ def text_digest(*parts: str) -> str:
 _current: ContextVar[Journal | None] = ContextVar("journal", default=None)
 
 
-def current() -> Journal | None:
-    """The journal of the run that is going on; None if it keeps none."""
+def current_journal() -> Journal | None:
+    """Return the journal of the current run; None if it has none."""
     return _current.get()
 
 
 @contextmanager
-def keeping(folder: str | PathLike[str] | None, about: Callable[[], dict[str, str]]) -> Iterator[None]:
-    """Keep the steps of the block in a folder; those that are there already are not computed again.
+def journal_in(folder: str | PathLike[str] | None, about: Callable[[], dict[str, str]]) -> Iterator[None]:
+    """Keep the steps inside the block in a folder. Steps that it holds already are not computed again.
 
     Args:
-        folder: The folder; made if there is none. None: nothing is kept.
-        about: Returns what the run depends on, as `secateur.signals.identity.of_run` does.
+        folder: The folder. It is made if it does not exist. None: nothing is kept.
+        about: Returns what the run depends on, by name, as `secateur.signals.identity.of_run` does.
 
     Raises:
-        ArtefactError: The folder belongs to another run, holds other files, is in use, or cannot be written
-            to.
+        ArtefactError: The folder belongs to another run, holds other files, is in use, or is read-only.
     """
     if folder is None:
         yield
@@ -256,7 +264,7 @@ def keeping(folder: str | PathLike[str] | None, about: Callable[[], dict[str, st
     path = path_named("checkpoint", folder)
     with ExitStack() as stack:
         with joined(_HOST) as team, team.together():
-            with explained(path, ArtefactError):
+            with os_errors_as(path, ArtefactError):
                 path.mkdir(parents=True, exist_ok=True)
             if team.rank == 0:
                 _check(path, about())
@@ -273,7 +281,7 @@ def keeping(folder: str | PathLike[str] | None, about: Callable[[], dict[str, st
 
 
 def _check(folder: Path, about: dict[str, str]) -> None:
-    """Check that a folder is empty or belongs to this run; mark it as this run's."""
+    """Check that a folder is empty or belongs to this run. Mark an empty one as this run's."""
     if os.path.exists(folder / RUN):
         advice = "Delete the folder to start afresh, or name another."
         header, _ = _read(folder / RUN, _RUN_KIND, _Run, advice)
@@ -294,28 +302,28 @@ def _check(folder: Path, about: dict[str, str]) -> None:
 
 
 def _read(path: Path, kind: str, header: type[H], advice: str) -> tuple[H, dict[str, Tensor]]:
-    """Read a file of a checkpoint, and say what to do if it is damaged."""
+    """Read a file of a checkpoint. If it is damaged, the error ends with `advice`."""
     try:
         return read(path, kind, header)
     except ArtefactError as error:
-        said = str(error)
+        message = str(error)
         for other in (" Make the file again.", " Check the path.", " Name another file."):
-            said = said.removesuffix(other)
-        raise ArtefactError(f"{said} {advice}") from error
+            message = message.removesuffix(other)
+        raise ArtefactError(f"{message} {advice}") from error
 
 
 def discard(folder: str | PathLike[str]) -> None:
-    """Delete the steps of a run that is over, and the folder if nothing else is in it.
+    """Delete the steps of a finished run, and the folder if nothing else is in it.
 
-    If another run has begun to work in it, it stays.
+    Nothing is deleted if another run uses the folder.
     """
     path = path_named("checkpoint", folder)
     if not os.path.exists(path / RUN):
         return
-    with explained(path, ArtefactError), locked_file(path / RUN) as mine:
+    with os_errors_as(path, ArtefactError), locked_file(path / RUN) as mine:
         if not mine:
             return
-        # The newest first: a step goes before those that it needs, so what a kill leaves can be gone on from.
+        # The newest first: a step is deleted before those that it needs, so a run can continue after a kill.
         there = {entry.name: entry.stat().st_mtime_ns for entry in entries(path, "checkpoint")}
         for name in sorted(filter(_STEP.fullmatch, there), key=lambda n: (there[n], n), reverse=True):
             (path / name).unlink()

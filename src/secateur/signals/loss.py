@@ -32,7 +32,7 @@ def one_number(loss: Any, *, differentiable: bool = False) -> Tensor:
 
     Args:
         loss: What a `LossFn` returned.
-        differentiable: Whether its gradient is asked for.
+        differentiable: Whether its gradient is needed.
 
     Raises:
         CalibrationError: It is not one real, finite number, or has no gradient.

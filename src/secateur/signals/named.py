@@ -1,4 +1,4 @@
-"""Signals that are asked for by name, where what is scored is no unit."""
+"""Score blocks or experts with signals that users name: what both have in common."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from secateur.signals.units.combination import Combination, parse, with_combinat
 S = TypeVar("S")
 
 
-def leaves(asked: Iterable[Any], known: Mapping[str, type[S]], base: type[S]) -> dict[str, S]:
-    """Return the signals that are asked for, or that what is asked for is made of, by name.
+def leaves(requested: Iterable[Any], known: Mapping[str, type[S]], base: type[S]) -> dict[str, S]:
+    """Return the requested signals by name; for combinations, the signals that they consist of.
 
     Args:
-        asked: Names, also ``a*b`` and ``a+b``, signals, or combinations.
-        known: The signals that have names.
-        base: The class of all signals of this kind.
+        requested: Names, also ``a*b`` and ``a+b``, signals, or combinations.
+        known: All signals of this kind, by name.
+        base: Their base class.
 
     Raises:
-        ScoreError: A name is unknown, or something is no such signal.
+        ScoreError: A name is unknown, or an entry is no signal of this kind.
     """
     found: dict[str, S] = {}
-    for one in map(parse, asked):
+    for one in map(parse, requested):
         if isinstance(one, Combination):
             found |= leaves(one.parts, known, base)
         elif isinstance(one, base):
@@ -46,7 +46,7 @@ def leaves(asked: Iterable[Any], known: Mapping[str, type[S]], base: type[S]) ->
     return found
 
 
-def gathered(
+def score_named(
     graph: Any,
     signals: Any,
     known: Mapping[str, type[Any]],
@@ -57,25 +57,25 @@ def gathered(
     forward: Forward | None,
     look: Callable[[Calibration, Mapping[str, list[Any]]], int],
 ) -> Scores:
-    """Start the signals that are asked for, let them see the data if one needs some, and finish them.
+    """Score with the requested signals: start them, show them the data if one needs it, and finish them.
 
     Args:
-        graph: What is scored.
-        signals: One or several of what `leaves` takes.
+        graph: The graph to score.
+        signals: One or several signals, as for `leaves`.
         known: As for `leaves`.
         base: As for `leaves`.
-        context: What a signal's `start` gets; its `seed` is noted.
-        needs: All that signals may need.
+        context: The argument of each signal's `start`.
+        needs: Everything that signals of this kind may need.
         calibration: As for `sc.score`; None if there are none.
         forward: As for `sc.score`.
-        look: Shows all data to the running signals, by what they need; returns the number of samples.
+        look: Shows all data to the tallies, given by what they need. Returns the number of samples.
 
     Raises:
         ScoreError: A signal is unknown, or its scores are not finite.
         CalibrationError: A signal needs data, and there are none.
     """
-    asked = [signals] if isinstance(signals, str | Signal | base | Combination) else list(signals)
-    chosen = leaves(asked, known, base)
+    requested = [signals] if isinstance(signals, str | Signal | base | Combination) else list(signals)
+    chosen = leaves(requested, known, base)
     tallies = {name: signal.start(context) for name, signal in chosen.items()}
     needing = {need: [tallies[n] for n, s in chosen.items() if need in s.needs] for need in needs}
     samples = 0
@@ -90,11 +90,11 @@ def gathered(
         samples = look(data, needing) // data.repeats
     values = {name: dict(tally.finish()) for name, tally in tallies.items()}
     scores = Scores(values, samples, 0, context.seed, graph.fingerprint)
-    return with_combinations(scores, [a for a in asked if not isinstance(a, base)])
+    return with_combinations(scores, [a for a in requested if not isinstance(a, base)])
 
 
 def drawn(groups: Iterable[Group], seed: int) -> dict[str, NDArray[np.float64]]:
-    """Uniform random numbers in [0, 1) for each group, by the seed and the group's name. [group.size]"""
+    """Return uniform random numbers in [0, 1) for each group, from the seed and its name. [group.size]"""
     return {
         group.name: np.random.default_rng([seed % 2**64, zlib.crc32(group.name.encode())]).random(group.size)
         for group in groups

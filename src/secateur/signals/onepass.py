@@ -48,7 +48,7 @@ class _Observer:
 
 
 class OnePass:
-    """Runs batches, and hands each signal's tally what it needs."""
+    """Runs batches, and passes to each signal's tally what it needs."""
 
     def __init__(
         self,
@@ -66,14 +66,14 @@ class OnePass:
 
         Args:
             graph: From `sc.trace`.
-            signals: All of the run; labels are read if any needs them.
-            covers: The groups that each signal scores in this pass; a signal without any is left out.
+            signals: All signals of the run. Labels are read if one of them needs them.
+            covers: The groups that each signal scores in this pass. A signal without groups is left out.
             loss_fn: As for `gather`.
             seed: For the tallies' context.
             memory: For the tallies' context.
             views: For the tallies' context.
-            model: The captured model of an earlier pass over the same graph, for signals that need no
-                gradients: its weights are known to be finite.
+            model: The captured model of an earlier pass over the same graph, whose weights are known to be
+                finite. Only for signals that need no gradients.
 
         Raises:
             ScoreError: A weight is not finite.
@@ -135,7 +135,7 @@ class OnePass:
         return bool(self._wanted or self._by_gradient)
 
     def finish(self) -> Values:
-        """Every signal's scores."""
+        """Return the scores of every signal."""
         return {name: dict(tally.finish()) for name, tally in self._tallies.items()}
 
     def states(self) -> dict[str, dict[str, Tensor]]:
@@ -148,7 +148,7 @@ class OnePass:
             tally.merge(states[name])
 
     def check_states(self) -> None:
-        """Raise ScoreError if a signal reads data but cannot say what it has accumulated."""
+        """Raise ScoreError if a signal reads data, but its tally has no `state`."""
         for name, tally in self._tallies.items():
             if self._signals[name].needs - {"weights"} and type(tally).state is Tally.state:
                 raise ScoreError(
@@ -158,10 +158,10 @@ class OnePass:
                 )
 
     def step(self, batch: Batch) -> Step:
-        """Describe a batch for the tallies; with its labels, if a signal needs these."""
+        """Describe a batch for the tallies. It includes labels if a signal needs them."""
         classes = None
         if self._labels_for is not None:
-            with said_of(f"signal {self._labels_for}"):
+            with errors_prefixed(f"signal {self._labels_for}"):
                 classes = batch.classes()
         return Step(batch.index, batch.size, classes, padding=batch.padding)
 
@@ -171,8 +171,8 @@ class OnePass:
             tally.begin(step)
 
     @property
-    def takes_turns(self) -> bool:
-        """Whether batches may be shown in turns: no gradients, and no tally that looks at a batch first."""
+    def can_interleave(self) -> bool:
+        """Whether batches may be in progress together: no gradients, and no tally has its own `begin`."""
         begins = {type(tally).begin for tally in self._tallies.values()}
         return not self._differentiates and begins <= {Tally.begin, SumTally.begin}
 
@@ -185,9 +185,9 @@ class OnePass:
         """Show the value of a node to the tallies that watch it.
 
         Args:
-            node: Its name.
-            value: Its value.
-            read: Gives the value of a node that it reads.
+            node: The node's name.
+            value: The node's value.
+            read: Returns the value of a node that this one reads.
             step: The batch.
         """
         if node in self._observers:
@@ -200,7 +200,7 @@ class OnePass:
         step = self.step(batch)
         self.begin(step)
         try:
-            with torch.set_grad_enabled(self._differentiates), said_of(f"score, batch {batch.index}"):
+            with torch.set_grad_enabled(self._differentiates), errors_prefixed(f"score, batch {batch.index}"):
                 output = self._forward(batch, step)
                 if self._differentiates:
                     self._backward(output, batch, step)
@@ -209,7 +209,7 @@ class OnePass:
         return step
 
     def _forward(self, batch: Batch, step: Step) -> Any:
-        """Run the model on a batch; returns its output, or the loss if `loss_fn` is to call it."""
+        """Run the model on a batch. Return its output; if `loss_fn` calls the model, the loss."""
         seen: set[str] = set()
 
         def watcher(node: str, value: Tensor, read: Read) -> None:
@@ -228,7 +228,7 @@ class OnePass:
             self.model.watch((), None)
         if len(seen) < len(watched):
             raise CalibrationError(
-                "loss_fn: expected it to call the model it is given, got a loss without. "
+                "loss_fn: expected it to call the model that it is given, got a loss without a call. "
                 "Compute the loss as loss_fn(model, batch) from model(...)."
             )
         for value in tensors_of(output):
@@ -254,15 +254,15 @@ class OnePass:
         if node not in self._by_gradient or not torch.is_grad_enabled():
             return
         if value.is_floating_point() and not self.model.writes:
-            value.requires_grad_()  # as where a constant, such as random features, makes it of the inputs
+            value.requires_grad_()  # it has no gradient yet if a constant computes it from the inputs
         if not value.requires_grad:
             observer = self._observers[node][0]
             raise ScoreError(
                 f"group {observer.group.name}: expected an activation at {node} that has a gradient, got "
-                f"one of {observer.site.producer}, which has none. Exclude the group, or choose another "
+                f"one that {observer.site.producer} produces without. Exclude the group, or choose another "
                 "signal."
             )
-        # The edge, not the value: what is written into the value later has another gradient.
+        # Keep the edge, not the value: the program may write into the value later, and change its gradient.
         self._kept[node] = (plain.clone() if self.model.writes else plain, get_gradient_edge(value))
 
     def _viewer(self, node: str, value: Tensor, step: Step) -> Callable[[_Observer], Tensor]:
@@ -292,8 +292,8 @@ class OnePass:
         return view
 
     def _backward(self, output: Any, batch: Batch, step: Step) -> None:
-        """Gradients of the batch's mean loss, for each signal that wants some."""
-        # Tied parameters share an alias, which autograd wants to see once.
+        """Compute gradients of the batch's mean loss, and pass them to the signals that need them."""
+        # Tied parameters share an alias. Autograd must get it only once.
         aliases = {id(self.model.tensors[n]): self.model.tensors[n] for n in self._parameters}
         if not aliases and not self._by_gradient:
             return
@@ -326,20 +326,20 @@ class OnePass:
                 )
 
     def _loss(self, output: Any, batch: Batch) -> Tensor:
-        """The batch's mean loss, checked."""
+        """Return the batch's mean loss, checked."""
         loss: Any = output
         if self._loss_fn is None:
             reader = next(
                 name for name, s in self._signals.items() if s.needs & {"gradients", "activation_gradients"}
             )
-            with said_of(f"signal {reader}"):
+            with errors_prefixed(f"signal {reader}"):
                 loss = default_loss(output, batch)
         return one_number(loss, differentiable=True)
 
 
 @contextmanager
-def said_of(where: str) -> Iterator[None]:
-    """Prefix the message of a CalibrationError with what was being done."""
+def errors_prefixed(where: str) -> Iterator[None]:
+    """Put `where` before the message of a CalibrationError that is raised inside the block."""
     try:
         yield
     except CalibrationError as error:
@@ -347,7 +347,7 @@ def said_of(where: str) -> Iterator[None]:
 
 
 def _differentiable(graph: Graph, wanted: set[str]) -> tuple[str, ...]:
-    """Those of the names that are parameters with gradients, in the model's order."""
+    """Return those names that belong to floating-point parameters, in the model's order."""
     parameters = frozenset(graph.program.graph_signature.parameters)
     return tuple(
         name

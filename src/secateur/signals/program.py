@@ -25,18 +25,18 @@ from secateur.graph.programs import Programs, batch_axes, leaves_of
 from secateur.graph.writes import written
 
 Read = Callable[[fx.Node], Any]
-"""Gives the value of a node that the watched one reads."""
+"""Returns the value of an input of the watched node."""
 
 Watcher = Callable[[str, Tensor, Read], None]
-"""Called with a node's name and value, right after the node was computed, and with a way to its inputs."""
+"""Called right after a node was computed, with its name, its value, and a function to read its inputs."""
 
 
 class NotObservedError(ScoreError):
-    """A node that a signal watches does not exist, or is another one, at the size of a batch."""
+    """A node that a signal watches does not exist at the input size of a batch, or is another one."""
 
 
 class _Watching(Interpreter):
-    """Runs the program's graph and passes the values of watched nodes on."""
+    """Runs the program's graph, and passes the values of watched nodes to the watcher."""
 
     def __init__(self, module: fx.GraphModule, cloned: frozenset[str]) -> None:
         super().__init__(module)
@@ -57,7 +57,7 @@ class Runner:
     """One program, ready to run.
 
     Attributes:
-        writes: Whether it writes into any of its values after they were computed.
+        writes: Whether it writes into a value after the value was computed.
         nodes: Its nodes by their names in the first program.
     """
 
@@ -93,7 +93,7 @@ class Runner:
         self._batch_axes: dict[str, tuple[int, ...]] = {}
 
     def reader(self, name: str, value_of: Read) -> Read:
-        """Return a way to the values that a node reads.
+        """Return a function that gives the values that a node reads.
 
         Args:
             name: The node's name in the first program.
@@ -115,7 +115,7 @@ class Runner:
     def __call__(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], watched: Iterable[str], watcher: Watcher | None
     ) -> Any:
-        """Run it, and return what the model would."""
+        """Run the program, and return the model's output."""
         leaves = leaves_of(self._program, args, kwargs)
         names = {self.nodes[name].name: name for name in watched}
         interpreter = self._interpreter
@@ -137,10 +137,10 @@ class Runner:
 
 
 class CapturedModel(StandIn):
-    """The captured programs as something to call, with the model's own signature.
+    """The captured programs as one function with the model's signature.
 
-    Nodes go by their names in the first program. A program for inputs of other sizes has nodes of its own, of
-    which those count that stand for the same (`secateur.graph.matching`).
+    Nodes are named as in the first program. A program for inputs of other sizes has other nodes; each gets
+    the name of the corresponding node in the first program (`secateur.graph.matching`).
 
     Attributes:
         tensors: Aliases of parameters and buffers by state-dict name.
@@ -172,7 +172,7 @@ class CapturedModel(StandIn):
         self._watcher: Watcher | None = None
 
     def use(self, program: ExportedProgram) -> Runner:
-        """Make a program the one whose values are shown from now on, and return it, ready to run."""
+        """Choose the program whose values are shown from now on, and return it, ready to run."""
         if id(program) not in self._runners:
             self._runners[id(program)] = Runner(self._programs, program, self.tensors)
         self._running = self._runners[id(program)]
@@ -180,32 +180,32 @@ class CapturedModel(StandIn):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are; the CPU if there are none."""
+        """Device of the parameters; the CPU if there are none."""
         return next((t.device for t in self.tensors.values()), torch.device("cpu"))
 
     @property
     def writes(self) -> bool:
-        """Whether the program that runs now writes into any of its values after they were computed."""
+        """Whether the current program writes into a value after the value was computed."""
         return self._running.writes
 
     def batch_axes(self, node_name: str) -> tuple[int, ...]:
-        """The axes of a node's output whose length depends on the batch's, in the program that runs now."""
+        """The axes of a node's output whose length depends on that of the batch, in the current program."""
         return self._running.batch_axes(node_name)
 
     def counts_data(self, node_name: str) -> bool:
-        """Whether an axis of a node's output has one entry for each token that an expert gets, say."""
+        """Whether the data decide how long an axis of a node's output is, as with the tokens of an expert."""
         value = self._running.nodes[node_name].meta["val"]
         return any(map(depends_on_data, value.shape))
 
     def watch(self, nodes: Collection[str], watcher: Watcher | None) -> None:
-        """Show the values of these nodes to `watcher` in the calls that follow; None stops it."""
+        """Show the values of these nodes to `watcher` in later calls. None stops it."""
         self._watched, self._watcher = nodes, watcher
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program for these arguments and return what the model would.
 
         Raises:
-            CalibrationError: No program takes the arguments.
+            CalibrationError: No program accepts the arguments.
             NotObservedError: The one that does not compute what is watched.
         """
         self.use(self._programs.of(args, kwargs))

@@ -1,4 +1,4 @@
-"""The signals that can be asked for by name."""
+"""The signals by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from secateur.signals.signal import Signal
 from secateur.signals.units.activation import Activation
 from secateur.signals.units.apoz import APoZ
 from secateur.signals.units.batchnorm_scale import BatchNormScale
-from secateur.signals.units.combination import Asked, Combination, listed, parse
+from secateur.signals.units.combination import Combination, SignalLike, listed, parse
 from secateur.signals.units.fisher import Fisher
 from secateur.signals.units.fluctuation import Fluctuation
 from secateur.signals.units.geometric_median import GeometricMedian
@@ -45,10 +45,10 @@ SIGNALS: dict[str, type[Signal]] = {
 """A new signal is one file and one line here; the name is the class's own `name`."""
 
 
-def resolve(signals: Asked | Iterable[Asked]) -> tuple[Signal, ...]:
+def resolve(signals: SignalLike | Iterable[SignalLike]) -> tuple[Signal, ...]:
     """What has to be gathered: names as instances with default settings, combinations as their parts.
 
-    A signal that is asked for twice with the same settings, on its own and as a part for example, comes once.
+    A signal that occurs twice with the same settings, for example by itself and as a part, is returned once.
 
     Raises:
         ScoreError: A name is unknown, stands for two different settings, or something is no signal.
@@ -60,7 +60,7 @@ def resolve(signals: Asked | Iterable[Asked]) -> tuple[Signal, ...]:
         (Taylor(), Random())
     """
     found: dict[str, Signal] = {}
-    for signal in (leaf for asked in listed(signals) for leaf in _leaves(asked)):
+    for signal in (leaf for one in listed(signals) for leaf in _leaves(one)):
         if found.setdefault(signal.name, signal) != signal:
             raise ScoreError(
                 f"signals: expected each name with one setting, got {signal.name!r} twice. Score twice, "
@@ -71,23 +71,23 @@ def resolve(signals: Asked | Iterable[Asked]) -> tuple[Signal, ...]:
     return tuple(found.values())
 
 
-def _leaves(asked: Asked) -> Iterator[Signal]:
+def _leaves(signal: SignalLike) -> Iterator[Signal]:
     known = ", ".join(SIGNALS)
-    asked = parse(asked)
-    if isinstance(asked, Combination):
-        for part in asked.parts:
+    signal = parse(signal)
+    if isinstance(signal, Combination):
+        for part in signal.parts:
             yield from _leaves(part)
-    elif isinstance(asked, Signal):
-        yield asked
-    elif not isinstance(asked, str):
+    elif isinstance(signal, Signal):
+        yield signal
+    elif not isinstance(signal, str):
         raise ScoreError(
-            f"signals: expected names ({known}) or instances of Signal, got {asked!r}. "
+            f"signals: expected names ({known}) or instances of Signal, got {signal!r}. "
             "Pass an instance, not a class."
         )
-    elif asked not in SIGNALS:
+    elif signal not in SIGNALS:
         raise ScoreError(
-            f"signals: expected one of {known}, or such names with * or + between them, got {asked!r}. "
+            f"signals: expected one of {known}, or such names with * or + between them, got {signal!r}. "
             "Name one, or pass a Signal."
         )
     else:
-        yield SIGNALS[asked]()
+        yield SIGNALS[signal]()

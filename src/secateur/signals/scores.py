@@ -50,7 +50,7 @@ class Table(Header):
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What each unit of each group is worth, by every signal that was asked for.
+    """The score of each unit of each group, for every requested signal.
 
     Attributes:
         values: Signal name to group name to scores. float64 [group.size], read-only; higher is worth more.
@@ -90,7 +90,7 @@ class Scores:
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """Names of the signals, in the order they were asked for."""
+        """Names of the signals, in the requested order."""
         return tuple(self.values)
 
     def __getitem__(self, signal: str) -> Mapping[str, NDArray[np.float64]]:
@@ -107,7 +107,7 @@ class Scores:
         return replace(self, values={name: self[name] for name in signals})
 
     def __contains__(self, signal: object) -> bool:
-        """Whether the signal was asked for."""
+        """Whether there are scores of this signal."""
         return signal in self.values
 
     def __repr__(self) -> str:

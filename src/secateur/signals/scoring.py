@@ -1,4 +1,4 @@
-"""`sc.score`: what each unit is worth."""
+"""`sc.score`: score units, weights, experts and blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.signals.gather import gather
 from secateur.signals.loss import LossFn
 from secateur.signals.registry import resolve
 from secateur.signals.scores import Scores
-from secateur.signals.units.combination import Asked, listed, with_combinations
+from secateur.signals.units.combination import SignalLike, listed, with_combinations
 from secateur.targets.granularity import by_granularity
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def score(
     graph: Graph | ExpertGraph | BlockGraph | Weights,
     calibration: Any = None,
-    signals: Asked | ExpertAsked | BlockAsked | Iterable[Asked | ExpertAsked | BlockAsked] = (
+    signals: SignalLike | ExpertAsked | BlockAsked | Iterable[SignalLike | ExpertAsked | BlockAsked] = (
         "wasserstein",
         "taylor",
     ),
@@ -43,7 +43,7 @@ def score(
     checkpoint_every: float = 60.0,
     by_block: bool | None = None,
 ) -> Scores:
-    """Say what each unit is worth, by every signal asked for, in one pass over the data.
+    """Score each unit with every signal, in one pass over the data.
 
     The model comes back bitwise as it was: parameters, buffers, gradients, training flags, hooks and random
     state, also after an exception. It is scored in evaluation mode, as it was captured.
@@ -122,8 +122,8 @@ def score(
     graph = cast(Graph, graph)  # others do not come here
     if graph.programs.model is not None:
         require_plain_modes("score", graph.programs.model)
-    asked = listed(cast("Asked | Iterable[Asked]", signals))
-    chosen = resolve(asked)
+    requested = listed(cast("SignalLike | Iterable[SignalLike]", signals))
+    chosen = resolve(requested)
     with joined(graph.device) as team:
         data = None
         with team.together():
@@ -140,4 +140,4 @@ def score(
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
         )
-    return with_combinations(scores, asked)
+    return with_combinations(scores, requested)

@@ -27,31 +27,31 @@ def test_what_decides_by_default_is_the_best_of_its_candidates(net: nn.Module) -
     """Each candidate on its own, by hand: the winner's rule gives the least error of those it beat last."""
     before = {k: v.clone() for k, v in net.state_dict().items()}
     result = prune(net, data(batches=25), budget=sc.Budget(macs=0.6))
-    contest = result.report.selection
+    selection = result.report.selection
     assert result.report.asked["allocator"] == "auto"
-    assert contest.candidates[0].verdict == "chosen"
-    assert [c.verdict for c in contest.candidates].count("chosen") == 1
-    assert {c.name for c in contest.candidates} == set(sc.Auto().rules)
-    assert all(c.macs <= 0.6 for c in contest.candidates if c.errors)
-    assert contest.held == 80
-    assert [r.repair for r in contest.rounds] == ["reconstruct"] * len(contest.rounds)
-    assert [r.samples for r in contest.rounds] in ([64], [64, 80])
-    last = [c for c in contest.candidates if len(c.errors) == len(contest.rounds)]
-    assert contest.candidates[0].errors[-1] == min(c.errors[-1] for c in last)
+    assert selection.candidates[0].verdict == "chosen"
+    assert [c.verdict for c in selection.candidates].count("chosen") == 1
+    assert {c.name for c in selection.candidates} == set(sc.Auto().rules)
+    assert all(c.macs <= 0.6 for c in selection.candidates if c.errors)
+    assert selection.held == 80
+    assert [r.repair for r in selection.rounds] == ["reconstruct"] * len(selection.rounds)
+    assert [r.samples for r in selection.rounds] in ([64], [64, 80])
+    last = [c for c in selection.candidates if len(c.errors) == len(selection.rounds)]
+    assert selection.candidates[0].errors[-1] == min(c.errors[-1] for c in last)
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
     again = prune(net, data(batches=25), budget=sc.Budget(macs=0.6))
     assert again.plan == result.plan
-    assert again.report.selection == contest
+    assert again.report.selection == selection
     for face in (str(result.report), result.report.to_markdown()):
-        assert all(c.name in face.replace("\\", "") for c in contest.candidates)
+        assert all(c.name in face.replace("\\", "") for c in selection.candidates)
 
 
 def test_errors_of_the_last_round_are_those_of_the_model_made_by_hand(net: nn.Module) -> None:
     rules = {"a": sc.Uniform(removal="magnitude"), "b": sc.Uniform(removal="apoz")}
     given = data(labels=False, batches=5)
     result = prune(net, given, budget=sc.Budget(macs=0.5), allocator=sc.Auto(rules), repair="reconstruct")
-    contest = result.report.selection
+    selection = result.report.selection
     whole = Calibration.of(given)
     fit, held = whole.split()
     graph = sc.trace(net, given[0][0])
@@ -63,15 +63,15 @@ def test_errors_of_the_last_round_are_those_of_the_model_made_by_hand(net: nn.Mo
 
         sweep("reconstruct", small, graph, fit)  # 64 samples are all that there are
         errors[name] = float(Judge(net, held)(small).mean())
-    assert [r.samples for r in contest.rounds] == [64]
-    assert contest.candidates[0].name == min(errors, key=lambda name: errors[name])
-    for c in contest.candidates:
+    assert [r.samples for r in selection.rounds] == [64]
+    assert selection.candidates[0].name == min(errors, key=lambda name: errors[name])
+    for c in selection.candidates:
         assert c.errors[-1] == pytest.approx(errors[c.name], rel=1e-3)
 
 
 def test_without_labels_what_needs_them_does_not_run(net: nn.Module) -> None:
-    contest = prune(net, data(labels=False), budget=sc.Budget(macs=0.6)).report.selection
-    verdicts = {c.name: c.verdict for c in contest.candidates}
+    selection = prune(net, data(labels=False), budget=sc.Budget(macs=0.6)).report.selection
+    verdicts = {c.name: c.verdict for c in selection.candidates}
     assert verdicts["tod"].startswith("did not run: ")
     assert "labels" in verdicts["tod"]
     assert not verdicts["repair_aware"].startswith("did not run")
@@ -87,11 +87,11 @@ def test_without_a_budget_tod_says_how_much(net: nn.Module) -> None:
 
 def test_equal_plans_run_once_and_unrepaired_models_are_judged_as_they_are(net: nn.Module) -> None:
     auto = sc.Auto({"one": "uniform", "two": sc.Uniform(), "other": "global"})
-    contest = prune(net, data(), budget=sc.Budget(macs=0.6), allocator=auto, repair=None).report.selection
-    by_name = {c.name: c for c in contest.candidates}
+    selection = prune(net, data(), budget=sc.Budget(macs=0.6), allocator=auto, repair=None).report.selection
+    by_name = {c.name: c for c in selection.candidates}
     assert by_name["two"].verdict == "the same plan as one"
     assert by_name["two"].errors == ()
-    assert [r.repair for r in contest.rounds] == [""]
+    assert [r.repair for r in selection.rounds] == [""]
 
 
 def test_a_loss_judges_where_one_is_given(net: nn.Module) -> None:

@@ -43,7 +43,7 @@ def test_factors_are_measured_distances_over_predicted_errors(monkeypatch: pytes
     target = target_of(model)
     scores = target.score([sc.RepairAware()])
     names = [group.name for group in target.graph.groups]
-    rule = target.measured(sc.RepairAware(parts=len(names)), target.task.fit, scores)
+    rule = target.with_measurements(sc.RepairAware(parts=len(names)), target.task.fit, scores)
     graph = target.graph
     with pytest.raises(sc.UnreachableBudgetError) as least:
         sc.RepairAware().allocate(graph, scores, sc.Budget(macs=1e-6))
@@ -82,10 +82,12 @@ def test_factors_are_in_the_plan_and_make_it_again() -> None:
 def test_factors_that_were_given_stay_beside_those_measured() -> None:
     target = target_of(deep())
     scores = target.score([sc.RepairAware()])
-    plain = target.measured(sc.RepairAware(parts=3), target.task.fit, scores)
+    plain = target.with_measurements(sc.RepairAware(parts=3), target.task.fit, scores)
     name = target.graph.groups[0].name
     # So small a change leaves the plan, and with it what is measured, as it was.
-    other = target.measured(sc.RepairAware(parts=3, factors={name: 1 + 1e-9}), target.task.fit, scores)
+    other = target.with_measurements(
+        sc.RepairAware(parts=3, factors={name: 1 + 1e-9}), target.task.fit, scores
+    )
     assert other.factors[name] == pytest.approx((1 + 1e-9) * plain.factors[name], rel=1e-12)
 
 
@@ -95,7 +97,7 @@ def test_one_group_needs_no_factors() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     target = target_of(model)
     scores = target.score([sc.RepairAware()])
-    assert target.measured(sc.RepairAware(parts=4), target.task.fit, scores) == sc.RepairAware()
+    assert target.with_measurements(sc.RepairAware(parts=4), target.task.fit, scores) == sc.RepairAware()
 
 
 def test_only_within_the_limits() -> None:
@@ -144,6 +146,6 @@ def test_no_factor_is_far_from_the_typical_one() -> None:
     """A part that is measured to be almost free must not lose all that it has."""
     target = target_of(deep())
     scores = target.score([sc.RepairAware()])
-    found = target.measured(sc.RepairAware(parts=4), target.task.fit, scores).factors.values()
+    found = target.with_measurements(sc.RepairAware(parts=4), target.task.fit, scores).factors.values()
     assert max(found) / min(found) <= depth.FARTHEST**2
     assert min(found) < np.median(list(found)) / 8, "the case needs a part that is almost free"

@@ -198,7 +198,7 @@ def test_a_frontier_and_the_models_on_it() -> None:
     alone = pruned(sc.Budget(macs=0.8), frontier=(0.8,))
     assert alone.plan.keep.keys() == other.plan.keep.keys()
     assert all((alone.plan.keep[name] == mask).all() for name, mask in other.plan.keep.items())
-    with pytest.raises(SettingError, match=r"Result\.at: expected a result of secateur\.prune"):
+    with pytest.raises(SettingError, match=r"Result\.at: expected a result that secateur\.prune"):
         sc.Result(result.model, result.plan, result.scores, result.graph, result.report).at(0.5)
 
 

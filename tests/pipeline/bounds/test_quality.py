@@ -19,7 +19,14 @@ import secateur as sc
 from secateur.allocators import Budget
 from secateur.measure.quality import Damage
 from secateur.pipeline.bounds.plans import Plans
-from secateur.pipeline.bounds.quality import STEP, Cheapest, cheapest, order, require_enough, roughly
+from secateur.pipeline.bounds.quality import (
+    STEP,
+    Cheapest,
+    cheapest,
+    estimated_share,
+    require_enough,
+    shares_to_measure,
+)
 
 Drop = Callable[[float], float]
 
@@ -50,7 +57,7 @@ class FakeTarget:
             raise sc.UnreachableBudgetError("too small", smallest=self.floor)
         return float(budget.macs)
 
-    def carry_out(self, rule: Any, scores: Any, budget: Budget) -> tuple[nn.Module, float]:
+    def plan_and_apply(self, rule: Any, scores: Any, budget: Budget) -> tuple[nn.Module, float]:
         share = self.allocate(rule, scores, budget)
         return Sized(share), share
 
@@ -145,33 +152,35 @@ def test_it_is_wrong_as_seldom_as_it_says(limit: float) -> None:
 
 def test_looks_go_down_and_end_with_the_first_that_is_not_confirmed() -> None:
     found = searched(falling(0.4))
-    verdicts = [point.verdict for point in found.looks.points]
+    verdicts = [point.verdict for point in found.tried.points]
     assert verdicts[-2:] == ["chosen", "not confirmed"]
     assert set(verdicts[:-2]) == {"within"}
-    shares = [point.share for point in found.looks.points]
+    shares = [point.share for point in found.tried.points]
     assert shares == sorted(shares, reverse=True)
-    frontier = found.looks.frontier()
+    frontier = found.tried.frontier()
     assert (frontier.limit, frontier.samples, frontier.measure) == (0.03, 1000, "accuracy")
     chosen = next(point for point in frontier.points if point.verdict == "chosen")
-    assert chosen.damage < chosen.most <= 0.03 < found.looks.points[-1].most
+    assert chosen.damage < chosen.most <= 0.03 < found.tried.points[-1].most
 
 
 def test_what_no_plan_reaches_is_not_asked_for() -> None:
     found = searched(falling(0.01), floor=0.35, samples=20_000)
     assert found.plan == 0.35
-    assert found.looks.points[-1].verdict == "chosen"
+    assert found.tried.points[-1].verdict == "chosen"
 
 
 def test_other_bounds_hold_for_every_plan() -> None:
     found = searched(falling(0.2), macs=0.6, samples=4_000)
-    assert all(point.share <= 0.6 for point in found.looks.points)
+    assert all(point.share <= 0.6 for point in found.tried.points)
     assert found.plan < 0.6
-    with pytest.raises(sc.UnreachableBudgetError, match=r"The first one keeps 30\.0 % of the macs: measured"):
+    with pytest.raises(
+        sc.UnreachableBudgetError, match=r"The first plan keeps 30\.0 % of the macs: measured"
+    ):
         searched(falling(0.4), macs=0.3)
 
 
 def test_too_few_to_confirm_says_how_many_would() -> None:
-    message = r"got none\. The first one keeps .*, on 1,000 samples\. About [\d,]+ held-out samples would"
+    message = r"got none\. The first plan keeps .*, on 1,000 samples\. About [\d,]+ held-out samples would"
     with pytest.raises(sc.UnreachableBudgetError, match=message) as caught:
         searched(lambda share: 0.002, 0.01)
     assert caught.value.smallest > 0.01
@@ -193,7 +202,7 @@ def test_too_few_whatever_they_show_are_refused_before_anything_runs() -> None:
 @given(st.floats(0.02, 0.95), st.floats(0.3, 1.0))
 def test_the_order_goes_down_from_what_is_allowed(place: float, most: float) -> None:
     place = min(place, most)
-    shares = [share for share, _ in zip(order(place, most), range(200), strict=False)]
+    shares = [share for share, _ in zip(shares_to_measure(place, most), range(200), strict=False)]
     assert all(a > b for a, b in pairwise(shares))
     assert all(0 < share <= most for share in shares)
     assert any(abs(share - place) <= STEP * place for share in shares)
@@ -205,5 +214,5 @@ def test_the_place_is_found_with_other_data() -> None:
     plans = Plans(FakeTarget(), None, None, Budget(accuracy_drop=0.03))  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("secateur.pipeline.bounds.quality.take_share", lambda data, share, whole: data)
-        found = roughly(plans, 100, lambda _: FakeGauge(falling(0.4), 1, None), lambda what: None)
+        found = estimated_share(plans, 100, lambda _: FakeGauge(falling(0.4), 1, None), lambda what: None)
     assert 0.4 <= found <= 0.4 + STEP

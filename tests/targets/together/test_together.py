@@ -205,7 +205,10 @@ def test_experts_of_unequal_widths_are_refitted() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"granularity": ["unit", "weight"]}, r"expected 'unit', 'weight', 'expert', 'unit\+expert', "),
+        (
+            {"granularity": ["unit", "weight"]},
+            r"expected one of 'unit', 'weight', 'expert', 'unit\+expert', ",
+        ),
         ({"granularity": BOTH, "allocator": "global"}, "have no common scale"),
         ({"granularity": BOTH, "allocator": {"unit": sc.ToD(), "expert": sc.EMP()}}, "expected one rule"),
         ({"granularity": BOTH, "steps": 2}, "steps"),

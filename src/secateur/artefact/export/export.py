@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.artefact.export.borders import borders, too_large
+from secateur.artefact.export.boundary_sizes import boundary_sizes, too_large
 from secateur.artefact.export.cached import OPEN, cached_program
 from secateur.artefact.export.capturing import Captured, captured
 from secateur.artefact.export.card import model_card
@@ -189,13 +189,13 @@ def _as_program(
     holds_ranges = path.suffix.lower() == ".pt2"
     ends = [
         {(names[int(number)], axis): n for (number, axis), n in sizes.items()}
-        for sizes in borders(found.program, ranges=holds_ranges)
+        for sizes in boundary_sizes(found.program, ranges=holds_ranges)
     ]
     shapes = [*zip(names, (leaf.shape for leaf in InputSpec.of(*given).tensors().values()), strict=True)]
     if far := [sizes for sizes in ends if too_large(shapes, sizes)]:
         raise OtherSizesError(
-            f"export({path}): expected a program for any size, got code that asks about one of "
-            f"{max(far[0].values())}, where it was not compared."
+            f"export({path}): expected a program for any size, got code with a condition on a size of "
+            f"{max(far[0].values())}, which is too large to compare. Export with fixed=True."
         )
     trials = captured_trials(
         model, given, spec, dynamic=found.dynamic, also=others if also else (), refusable=ends

@@ -79,7 +79,9 @@ def write_onnx(captured: Captured, path: Path, opset: int | None = None) -> None
                 f"ONNX knows, got {type(error).__name__}: {_last_line(error)} Export to .pt2 instead."
             ) from error
         if made is None:
-            raise ExportError(f"export({path.name}): expected a program, got none from torch.onnx.export.")
+            raise ExportError(
+                f"export({path.name}): expected a program, got none from torch.onnx.export. Use .pt2."
+            )
         _name_axes(captured, made)
         model = made.model
         ClearMetadataAndDocStringPass()(model)

@@ -132,7 +132,7 @@ def _chosen(where: str, held: Mapping[str, _Array], length: int) -> list[_Array]
     if inputs is None:
         raise CalibrationError(
             f"{where}: expected an array named x, inputs or images, and labels named y or labels, "
-            f"got {shapes}. Do numpy.savez(path, x=..., y=...)."
+            f"got {shapes}. Write them with numpy.savez(path, x=..., y=...)."
         )
     if not inputs.shape or min(inputs.shape) == 0:
         raise CalibrationError(f"{where}: expected samples along axis 0, got {shapes}. Save at least two.")

@@ -1,4 +1,4 @@
-"""Read CIFAR's batches, which are pickles, without running what a pickle could name."""
+"""Read CIFAR's batches, which are pickles, without running code that a pickle could name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PIXELS = 3 * 32 * 32
 _PYTHONS: Any = _Unpickler
 STEPS = 2_000_000
-"""The most steps that a pickle may take. The largest batch published, 50,000 images, takes 350,000."""
+"""The most steps of a pickle. The largest published batch, with 50,000 images, has 350,000."""
 
 _NUMPY = {
     (f"{package}.multiarray", "_reconstruct")
@@ -66,14 +66,14 @@ def _said(error: Exception) -> str:
 
 
 class _RefusedError(Exception):
-    """The pickle names what no batch holds."""
+    """The pickle contains something that no batch of CIFAR contains."""
 
 
 class _Steps(dict[int, Any]):
-    """What a reader does at each code of a pickle: so many times, and without sets.
+    """The table of a reader's actions for each code of a pickle, with a limit on steps and without sets.
 
-    A byte of a pickle can make an object of a hundred. Sets compute hashes of what is put into them: those of
-    tuples in tuples take for ever, or all of the stack.
+    One byte of a pickle can make an object of a hundred bytes. Sets compute hashes of their entries, and for
+    deeply nested tuples that takes for ever, or the whole stack.
     """
 
     def __init__(self, known: Mapping[int, Any]) -> None:
@@ -96,14 +96,14 @@ def _require_texts(keys: list[Any]) -> None:
 
 
 def _reader(raw: bytes) -> Any:
-    """Return a reader with classes of its own, so that one file cannot change what the next one meets."""
+    """Return a reader with new classes, so that one file cannot change how the next one is read."""
 
     class Dtype:
         def __init__(self, code: object = None, *_: object) -> None:
             self.code = code.decode("latin-1") if isinstance(code, bytes) else code
 
         def __setstate__(self, state: object) -> None:
-            """The byte order, which bytes have none of."""
+            """Ignore the byte order: single bytes have none."""
 
     class Array:
         def __init__(self) -> None:
@@ -202,7 +202,10 @@ def batch_of(raw: bytes, label: str, where: str) -> tuple[np.ndarray[Any, Any], 
         )
     images = np.frombuffer(pixels, np.uint8).reshape(-1, 3, 32, 32)
     if len(labels) != len(images) or not all(type(y) is int and 0 <= y < 1000 for y in labels):
-        raise CalibrationError(f"{where}: expected {len(images)} classes from 0, one an image, got others.")
+        raise CalibrationError(
+            f"{where}: expected {len(images)} classes from 0, one for each image, got others. Take "
+            "the file from the data set's own archive."
+        )
     return images, np.array(labels, np.int64)
 
 

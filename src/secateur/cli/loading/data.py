@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.cli.loading.archives import Archive, archive_loader
 from secateur.cli.loading.arrays import arrays
-from secateur.cli.loading.known import Known, known
 from secateur.cli.loading.models import ModelSource
 from secateur.cli.loading.pictures import class_folders, pictures
 from secateur.cli.loading.table import is_table, table
@@ -43,7 +43,7 @@ def check_data(option: str, text: str) -> None:
     elif os.path.isdir(path):
         if not is_table(path):
             class_folders(option, path)
-    elif (published := Known.of(option, text)) is not None:
+    elif (published := Archive.of(option, text)) is not None:
         published.files()
     elif ":" in text:
         Target.of(option, text)
@@ -66,21 +66,21 @@ def load_data(
     texts: TextSection | None = None,
     source: ModelSource | None = None,
 ) -> Any:
-    """What `Calibration.of` takes.
+    """Load data in a form that `Calibration.of` accepts.
 
     Args:
-        option: The option the text was given to, for messages.
-        text: What a user wrote.
-        batch_size: Samples a batch, where the data do not say.
-        seed: Of the order that samples of files are put in.
-        samples: At most this many of a file's or folder's.
+        option: The option that the text was given to, for messages.
+        text: The user's text, which names the data.
+        batch_size: Samples in a batch, unless the data come in batches.
+        seed: Seed for shuffling the samples of files.
+        samples: Largest number of samples to take from a file or folder.
         images: How pictures become inputs.
         texts: How text becomes inputs.
-        source: The model, which may know how its inputs are made.
+        source: The model, which may define how its inputs are made.
 
     Raises:
-        SettingError: If the function is missing or fails, or a library is.
-        CalibrationError: If the file is missing or does not hold what it should.
+        SettingError: The function is missing or fails, or a library is missing.
+        CalibrationError: The file is missing or has other content.
     """
     check_data(option, text)
     if batch_size < 1:
@@ -91,26 +91,26 @@ def load_data(
     path = Path(text)
     if path.suffix == ".npz":
         return arrays(option, path, batch_size, seed, samples)
-    published = None if os.path.isdir(path) else Known.of(option, text)
+    archive = None if os.path.isdir(path) else Archive.of(option, text)
     if path.suffix in TEXTS:
         found = tokens(option, path, texts, source, batch_size, seed, samples)
     elif os.path.isdir(path) and is_table(path):
         found = table(option, path, images, texts, source, batch_size, seed, samples)
     elif os.path.isdir(path):
         found = pictures(option, path, images, source, batch_size, seed, samples)
-    elif published is not None:
-        found = known(published, images, source, batch_size, seed, samples)
+    elif archive is not None:
+        found = archive_loader(archive, images, source, batch_size, seed, samples)
     else:
         target = Target.of(option, text)
         found = target.find()
         return target.call() if callable(found) else found
     files = sorted(path.rglob("*")) if os.path.isdir(path) else [path]
-    found.dataset.content = _stamps(files if published is None else published.files()[0])
+    found.dataset.content = _stamps(files if archive is None else archive.files()[0])
     return found
 
 
 def _stamps(files: Iterable[Path]) -> str:
-    """A digest of the names, sizes and times of files: it tells a run that goes on whether they changed."""
+    """Return a digest of the names, sizes and times of files. A resumed run compares it to find changes."""
     found = hashlib.sha256()
     for path in files:
         with suppress(OSError):  # a link to nothing
@@ -126,11 +126,11 @@ def example_of(text: str, seed: int = 0) -> torch.Tensor:
     """Make a tensor from ``1x3x224x224`` or ``1x16:int64``. Floats are normally distributed, integers zero.
 
     Args:
-        text: What a user wrote.
-        seed: Of the floats.
+        text: The user's text.
+        seed: Seed of the floats.
 
     Raises:
-        SettingError: If it is not of this form.
+        SettingError: The text has another form.
 
     Example:
         >>> example_of("2x16:int64").shape

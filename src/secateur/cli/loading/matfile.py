@@ -43,7 +43,9 @@ def matrices(raw: bytes, names: tuple[str, ...], where: str) -> dict[str, np.nda
             "Take the file from the data set's own page."
         ) from error
     if missing := [name for name in names if name not in found]:
-        raise CalibrationError(f"{where}: expected the arrays {', '.join(names)}, got no {missing[0]}.")
+        raise CalibrationError(
+            f"{where}: expected the arrays {', '.join(names)}, got no {missing[0]}. Check the file."
+        )
     return found
 
 

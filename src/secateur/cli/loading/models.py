@@ -60,7 +60,7 @@ def model_source(option: str, text: str) -> ModelSource:
         if not os.path.isfile(path / "config.json"):
             raise SettingError(
                 f"{option} {text}: expected a Hugging Face folder, got one without config.json. "
-                "Do save_pretrained, or name a function."
+                "Write it with save_pretrained, or name a function."
             )
         return HuggingFaceModel(option, str(path), mapped)
     return FunctionModel(Target.of(option, text))
@@ -161,22 +161,22 @@ class TimmModel:
         if checkpoint is None:
             return self._create(**{"pretrained": True, **self.keywords})
         model = self._create(**self.shape)
-        with self._explained(f"weights of {self.name} in {checkpoint}"):
+        with self._errors(f"weights of {self.name} in {checkpoint}"):
             from timm.models import load_state_dict
 
             model.load_state_dict(load_state_dict(str(checkpoint), weights_only=True))
         return model
 
     def _create(self, **keywords: Any) -> nn.Module:
-        with self._explained(f"a model that timm.create_model({self.name!r}) makes"):
+        with self._errors(f"a model that timm.create_model({self.name!r}) makes"):
             import timm
 
             model: nn.Module = timm.create_model(self.name, **keywords).eval()
             return model
 
     @contextmanager
-    def _explained(self, wanted: str) -> Iterator[None]:
-        with explained(f"{self.option} timm:{self.name}", wanted, "Check the name.", library="timm"):
+    def _errors(self, wanted: str) -> Iterator[None]:
+        with library_errors(f"{self.option} timm:{self.name}", wanted, "Check the name.", library="timm"):
             yield
 
 
@@ -213,7 +213,7 @@ class HuggingFaceModel:
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise SettingError(
                 f"{self.option} {self.folder}: expected a config.json with architectures, got none "
-                f"({type(error).__name__}: {error}). Do save_pretrained again."
+                f"({type(error).__name__}: {error}). Write it again with save_pretrained."
             ) from error
 
     @property
@@ -226,7 +226,7 @@ class HuggingFaceModel:
 
     def make(self) -> nn.Module:
         """See `ModelSource`."""
-        with self._explained():
+        with self._errors():
             from transformers import AutoConfig
 
             model: nn.Module = self._class()(AutoConfig.from_pretrained(self.folder)).eval()
@@ -245,7 +245,7 @@ class HuggingFaceModel:
             with empty_weights():
                 empty = self.make()
             return map_weights(empty, self.folder)
-        with self._explained():
+        with self._errors():
             model: nn.Module = self._class().from_pretrained(self.folder, local_files_only=True).eval()
             return model
 
@@ -258,9 +258,9 @@ class HuggingFaceModel:
         return found
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        wanted, advice = "a folder that Transformers can read", "Do save_pretrained again."
-        with explained(f"{self.option} {self.folder}", wanted, advice, library="transformers"):
+    def _errors(self) -> Iterator[None]:
+        wanted, advice = "a folder that Transformers can read", "Write it again with save_pretrained."
+        with library_errors(f"{self.option} {self.folder}", wanted, advice, library="transformers"):
             yield
 
 
@@ -294,7 +294,9 @@ class ExportedModel:
         Raises:
             SettingError: If torch cannot read the file.
         """
-        with explained(f"{self.option} {self.path}", "an exported program", "Do torch.export.save again."):
+        with library_errors(
+            f"{self.option} {self.path}", "an exported program", "Write it again with torch.export.save."
+        ):
             import torch
 
             zipfile.ZipFile(self.path).close()  # torch prints pages about a file that is no archive
@@ -305,27 +307,27 @@ class ExportedModel:
 
 
 @contextmanager
-def explained(where: str, wanted: str, advice: str, *, library: str = "") -> Iterator[None]:
-    """Another library's error as one of ours.
+def library_errors(where: str, wanted: str, advice: str, *, library: str = "") -> Iterator[None]:
+    """Turn errors of another library inside the block into a SettingError.
 
     Args:
-        where: How the message begins.
+        where: The beginning of the message.
         wanted: What was expected.
-        advice: What to do, where the library is not the cause.
-        library: The library that is imported inside the block.
+        advice: What to do, unless the library itself is the cause.
+        library: The library that the block imports.
     """
     try:
         yield
     except SettingError:
         raise
-    except Exception as error:  # whatever a library raises is about what it was given
+    except Exception as error:  # a library may fail in any way on the user's input
         got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         remedy = _remedy(error, library) or advice
         raise SettingError(f"{where}: expected {wanted}, got {got}. {remedy}") from error
 
 
 def _remedy(error: Exception, library: str) -> str:
-    """What to do about a library that is missing or does not load beside this torch; empty if neither."""
+    """Advise what to do if a library is missing or does not load with this torch; empty otherwise."""
     import torch
 
     missing = error.name if isinstance(error, ModuleNotFoundError) else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.loading.models import HuggingFaceModel, ModelSource, TimmModel, explained
+from secateur.cli.loading.models import HuggingFaceModel, ModelSource, TimmModel, library_errors
 from secateur.common.paths import entries
 from secateur.config.run import ImagesSection
 from secateur.errors import CalibrationError, SettingError
@@ -76,7 +76,7 @@ def pictures(
         from PIL import Image
 
         path, label = files[index]
-        with explained(f"{option} {path}", "an image", "Remove it."), Image.open(path) as image:
+        with library_errors(f"{option} {path}", "an image", "Remove it."), Image.open(path) as image:
             return prepare(image), label
 
     return loader(len(files), read, batch_size, seed, samples)
@@ -177,7 +177,7 @@ def _of_timm(source: TimmModel) -> Centred:
 
 def _processor(option: str, folder: str) -> Prepare:
     advice = "Give images.size, images.mean and images.std instead."
-    with explained(f"{option}", f"an image processor in {folder}", advice):
+    with library_errors(f"{option}", f"an image processor in {folder}", advice):
         from transformers import AutoImageProcessor
 
         make: Any = AutoImageProcessor.from_pretrained

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.cli.loading.arrays import INPUT_NAMES, LABEL_NAMES
-from secateur.cli.loading.models import ModelSource, explained
+from secateur.cli.loading.models import ModelSource, library_errors
 from secateur.cli.loading.pictures import loader, preparation
 from secateur.cli.loading.tokens import pieces_of, tokenizer_of
 from secateur.config.run import ImagesSection, TextSection
@@ -56,7 +56,7 @@ def table(
             f"{where}: expected Hugging Face datasets, which reads this folder, got {error}. "
             "Run pip install datasets."
         ) from error
-    with explained(where, "a folder of datasets.save_to_disk", "Save it again."):
+    with library_errors(where, "a folder of datasets.save_to_disk", "Save it again."):
         rows = datasets.load_from_disk(str(folder))
     columns = dict(rows.features)
     label = next((name for name in LABELS if name in columns), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.loading.models import HuggingFaceModel, ModelSource, explained
+from secateur.cli.loading.models import HuggingFaceModel, ModelSource, library_errors
 from secateur.cli.loading.pictures import loader
 from secateur.config.run import TextSection
 from secateur.errors import CalibrationError, SettingError
@@ -84,7 +84,7 @@ def tokenizer_of(option: str, texts: TextSection, source: ModelSource | None) ->
         raise SettingError(
             f"{option}: expected a tokenizer for text, got a model without one. Give --tokenizer FOLDER."
         )
-    with explained(
+    with library_errors(
         f"{option}: {folder}", "a folder with a tokenizer", "Run pip install transformers, or save it there."
     ):
         from transformers import AutoTokenizer

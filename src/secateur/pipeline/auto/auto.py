@@ -55,8 +55,8 @@ class Auto(Chooser):
             papers and the repair-aware one, with several removal signals. A candidate does not run if the
             data lack something that it needs, for example labels.
         finalists: Largest number of candidates in the last round, which uses more data.
-        minutes: For how long `Search` then moves budget between groups; the best of what it finds and of the
-            candidates is used. For units only. None: not at all.
+        minutes: After the comparison, `Search` moves budget between groups for this long, and the best of all
+            is used. For units only. None: no search.
 
     Raises:
         SettingError: There is no candidate, a candidate is no allocator, or `finalists` is below 1.
@@ -88,31 +88,35 @@ class Auto(Chooser):
     @property
     def rules(self) -> dict[str, Allocates]:
         """The allocators to compare for units."""
-        return self._or(UNITS, resolve)
+        return self._candidates(UNITS, resolve)
 
     def check(self, function: str, granularity: str) -> None:
-        """Refuse a search of what is no unit."""
+        """Raise SettingError for a search if the granularity is not one of units."""
         if self.minutes is not None and granularity not in OF_UNITS:
             raise refusal(f"{function}(allocator=Auto(minutes={self.minutes}))", granularity, ONLY_UNITS)
 
     def candidates_for(self, target: Target) -> dict[str, Any]:
-        """The allocators to compare for a target, and those that a search after them starts from."""
-        found = self._or(target.candidates, target.rule)
+        """The allocators to compare for a target, and those that a later search starts from."""
+        found = self._candidates(target.candidates, target.rule)
         return found if self.minutes is None else {**Search().candidates_for(target), **found}
 
     def choose(self, target: Target, budget: Budget | None = None, known: Scored | None = None) -> Choice:
         """Measure the plans of all candidates in at most two rounds (`choose.choose`), and then search."""
-        known = target.scored(self.candidates_for(target).values()) if known is None else known
-        found = choose(self._or(target.candidates, target.rule), self.finalists, target, budget, known)
+        known = target.score_candidates(self.candidates_for(target).values()) if known is None else known
+        found = choose(
+            self._candidates(target.candidates, target.rule), self.finalists, target, budget, known
+        )
         return found if self.minutes is None else Search(minutes=self.minutes).after(found, target, known)
 
-    def _or(self, default: Mapping[str, Callable[[], Any]], called: Callable[[Any], Any]) -> dict[str, Any]:
+    def _candidates(
+        self, default: Mapping[str, Callable[[], Any]], resolved: Callable[[Any], Any]
+    ) -> dict[str, Any]:
         """The allocators to compare.
 
         Args:
             default: Used if no candidates were given: functions that make an allocator, by name.
-            called: Turns the name of a given candidate, or the candidate itself, into an allocator.
+            resolved: Turns the name of a given candidate, or the candidate itself, into an allocator.
         """
         if self.candidates is None:
             return {name: make() for name, make in default.items()}
-        return {name: called(rule) for name, rule in self.candidates.items()}
+        return {name: resolved(rule) for name, rule in self.candidates.items()}

@@ -18,13 +18,13 @@ from secateur.calibration.subset import take_share
 from secateur.common.progress import steps
 from secateur.errors import BudgetError, NothingToPruneError, SecateurError, UnreachableBudgetError
 from secateur.pipeline.auto.chooser import Choice
-from secateur.pipeline.auto.rounds import Entrant, Stage, run_rounds
+from secateur.pipeline.auto.rounds import CandidateResult, Stage, run_rounds
 from secateur.pipeline.auto.selection import Candidate, Round, Selection
 from secateur.pipeline.targets.target import Scored, Target
 from secateur.repairs.judging import MARGIN, Judge
 from secateur.repairs.resuming import described
 from secateur.signals.distributed import OF_THE_RUN
-from secateur.signals.journal import current, plan_digest
+from secateur.signals.journal import current_journal, plan_digest
 from secateur.signals.units.combination import name_of
 
 FEW, MORE = 1 / 16, 1 / 4
@@ -67,9 +67,9 @@ def choose(
     Args:
         rules: The candidates, by name.
         finalists: Largest number of candidates in the second round.
-        target: What is removed, with the model and the data.
+        target: The target, with the model and the data.
         budget: The budget of all candidates. None: `Target.default_budget`.
-        known: Earlier result of `Target.scored`. With it, choosing for another budget needs no new scores.
+        known: Earlier result of `Target.score_candidates`. With it, nothing is scored again.
 
     Raises:
         NothingToPruneError: No candidate could run. The message gives the reason for each.
@@ -78,7 +78,7 @@ def choose(
     """
     task = target.task
     if known is None:
-        known = target.scored(rules.values())
+        known = target.score_candidates(rules.values())
     agreed = target.default_budget(known) if budget is None else checked("auto", budget)
     few, more = _parts(task.fit, whole=fixed(target))
     planned, others = plans(rules, target, known, agreed, few)
@@ -98,10 +98,10 @@ def choose(
 
 
 def checked(name: str, budget: object) -> Budget:
-    """Return the budget.
+    """Return `budget` if it is a `Budget`.
 
     Raises:
-        BudgetError: It is no `Budget`.
+        BudgetError: It is something else.
     """
     if isinstance(budget, Budget):
         return budget
@@ -112,28 +112,28 @@ def checked(name: str, budget: object) -> Budget:
 
 
 def fixed(target: Target) -> bool:
-    """Whether the model takes whole batches only."""
+    """Whether the batch size is fixed, so that batches must stay whole."""
     return getattr(target.graph, "static_batch", None) is not None
 
 
 def measured(target: Target, judge: Judge, plan: Any, data: Calibration) -> NDArray[np.float64] | str:
-    """Prune, repair and measure.
+    """Prune, repair and measure a model; or read the result from the journal.
 
     Args:
-        target: What is removed, with the model.
-        judge: Measures the model.
-        plan: What is removed.
-        data: What the repair reads.
+        target: The target, with the model.
+        judge: Measures the pruned model.
+        plan: The plan.
+        data: The data that the repair reads.
 
     Returns:
-        The errors [samples]; as text the reason why there are none.
+        The errors [samples]; or, as text, the reason why there are none.
     """
-    journal = current()
+    journal = current_journal()
     if journal is None:
         return _measured(target, judge, plan, data)
     parts = (plan_digest(plan), target.candidate_repair, journal.data(data), described(judge, journal))
     step = journal.step("candidate", *parts)
-    known = step.load(partial(_understood, judge))
+    known = step.load(partial(_from_journal, judge))
     if known is not None:
         return known
     with step.inside():
@@ -145,7 +145,8 @@ def measured(target: Target, judge: Judge, plan: Any, data: Calibration) -> NDAr
     return found
 
 
-def _understood(judge: Judge, why: Any, tensors: Mapping[str, Tensor]) -> NDArray[np.float64] | str:
+def _from_journal(judge: Judge, why: Any, tensors: Mapping[str, Tensor]) -> NDArray[np.float64] | str:
+    """Return what `measured` saved, the errors or the reason; ValueError if it is damaged."""
     if not isinstance(why, str):
         raise ValueError(f"a reason that is no text but {type(why).__name__}")
     return why or judge.fitting(tensors["errors"])
@@ -161,22 +162,22 @@ def _measured(target: Target, judge: Judge, plan: Any, data: Calibration) -> NDA
 
 
 def selected(
-    order: Sequence[Entrant],
+    order: Sequence[CandidateResult],
     planned: Mapping[str, Planned],
     others: Sequence[Candidate],
     target: Target,
     judge: Judge,
     rounds: Sequence[Calibration],
 ) -> Selection:
-    """The record of a choice.
+    """Return the record of a choice.
 
     Args:
         order: Result of `run_rounds`.
         planned: The plans, by candidate.
         others: Candidates that were not measured.
-        target: What was removed.
-        judge: What measured.
-        rounds: What repairs read in each round.
+        target: The target.
+        judge: Measured the candidates.
+        rounds: The data that repairs read in each round.
 
     Raises:
         NothingToPruneError: No candidate could run.
@@ -191,7 +192,7 @@ def selected(
             for data in rounds[: len(order[0].errors)]
         ),
         held=judge.samples,
-        candidates=(*(_record(entrant, planned[entrant.name]) for entrant in order), *others),
+        candidates=(*(_record(candidate, planned[candidate.name]) for candidate in order), *others),
     )
 
 
@@ -203,7 +204,7 @@ def plans(
     Returns:
         The plans to measure, by candidate; and the candidates that are not measured, with the reason.
     """
-    budget.targets(target.prunable.cost())  # a bound that nothing here counts is no candidate's fault
+    budget.targets(target.prunable.cost())  # raises for a bound that this granularity does not count
     planned: dict[str, Planned] = {}
     others: list[Candidate] = []
     unreached: list[UnreachableBudgetError] = []
@@ -213,7 +214,7 @@ def plans(
             others.append(_not_run(name, lacking[0]))
             continue
         try:
-            curved = target.measured(rule, few, known.scores)
+            curved = target.with_measurements(rule, few, known.scores)
             plan = target.allocate(curved, known.scores, budget)
         except OF_THE_RUN:
             raise
@@ -227,7 +228,7 @@ def plans(
         if equal is None:
             planned[name] = found
         else:
-            others.append(_record(Entrant(name, out=f"the same plan as {equal}"), found))
+            others.append(_record(CandidateResult(name, out=f"the same plan as {equal}"), found))
     if planned:
         return planned, others
     if unreached:
@@ -248,13 +249,13 @@ def _parts(data: Calibration, *, whole: bool) -> tuple[Calibration, Calibration]
     return few, (few if LEAST >= MORE * total else take_share(data, MORE, whole=whole))
 
 
-def _record(entrant: Entrant, found: Planned) -> Candidate:
+def _record(candidate: CandidateResult, found: Planned) -> Candidate:
     return Candidate(
-        name=entrant.name,
+        name=candidate.name,
         macs=found.macs,
         params=found.params,
-        errors=tuple(entrant.errors),
-        verdict=entrant.out or "chosen",
+        errors=tuple(candidate.errors),
+        verdict=candidate.out or "chosen",
     )
 
 

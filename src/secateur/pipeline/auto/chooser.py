@@ -1,4 +1,4 @@
-"""Rules that need the model and the data to decide, because they measure what they choose among."""
+"""The interface of rules that choose among allocators by measuring models, such as ``auto``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What was chosen.
+    """The allocator that was chosen, and the measurements behind the choice.
 
     Attributes:
         rule: The best allocator, with the curves it measured.
@@ -42,11 +42,11 @@ class Chooser(ABC):
     name: ClassVar[str]
 
     def check(self, function: str, granularity: str) -> None:  # noqa: B027 most can choose for all targets
-        """Refuse a granularity that this cannot choose for.
+        """Check that this can choose for a granularity.
 
         Args:
             function: The function that the user called, for the message.
-            granularity: What is removed.
+            granularity: The granularity.
 
         Raises:
             SettingError: It cannot.
@@ -61,10 +61,9 @@ class Chooser(ABC):
         """Score once, let candidates plan for the same budget, and measure their models on held-out data.
 
         Args:
-            target: What is removed, with the model and the data.
+            target: The target, with the model and the data.
             budget: The budget of all candidates.
-            known: Earlier result of `Target.scored` for `candidates_for`. With it, choosing for another
-                budget needs no new scores.
+            known: Earlier result of `Target.score_candidates` for `candidates_for`, so as not to score again.
 
         Raises:
             NothingToPruneError: No candidate could run. The message gives the reason for each.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from secateur.targets.lowrank.graph import RankGraph
 
 SAMPLES = 32
-"""About so many samples are looked at."""
+"""About this many samples are read."""
 
 
 def weighted_by_outputs(
@@ -33,16 +33,16 @@ def weighted_by_outputs(
 ) -> RepairAware:
     r"""Give a rule factors that say how much an error of each group changes the model's outputs.
 
-    Errors of ``reconstruction`` are shares of what a layer's outputs go into. An error of 10 % in the queries
-    changes less than one of 10 % in the residual stream. With h_i the value of a unit, :math:`f` the outputs
-    and v random signs,
+    Errors of ``reconstruction`` are relative to the value that a layer's outputs are added to. They say
+    nothing about the model's outputs: an error of 10 % in the queries changes these less than an error of
+    10 % in the residual stream. With h_i the value of unit i, :math:`f` the outputs and v random signs,
 
     .. math:: F_i = E \Bigl( \sum h_i \, \frac{\partial v^\top f}{\partial h_i} \Bigr)^2
 
-    is, to first order, how much the outputs change if unit i is gone. The factor of a group is the sum of F
-    over the sum of errors: over the weaker half of a layer's directions, whose errors add up, and over all
-    units of another group. It is one number a group, so a few samples will do. The mean of all logarithms
-    is 0.
+    is, to first order, how much the outputs change if unit i is removed. The factor of a group is the sum of
+    F divided by the sum of errors. For directions of a layer, the sums run over the weaker half, because
+    their errors add up; for other groups they run over all units. As there is only one factor for each group,
+    a few samples are enough. The mean of all logarithms of factors is 0.
 
     Source: ours. F is the diagonal of the Gauss-Newton matrix of the squared distance, as Hutchinson (1990)
     estimates it.
@@ -50,13 +50,13 @@ def weighted_by_outputs(
     Args:
         rule: The rule.
         graph: The trace.
-        data: What is read: a part of it.
-        scores: Of the rule's signal.
-        seed: For the signs.
+        data: Calibration data, of which a small share is read.
+        scores: Scores of the rule's signal.
+        seed: Seed of the random signs.
 
     Returns:
-        The rule with factors: those that it had times what was measured. The rule as it was where outputs
-        have no gradient.
+        The rule, with its own factors times the measured ones. If the outputs have no gradient, the rule
+        unchanged.
     """
     some = take_share(data, SAMPLES / max(1, data.samples()), whole=graph.static_batch is not None)
     try:
@@ -81,12 +81,13 @@ def weighted_by_outputs(
 
 
 def _ratio(changes: NDArray[np.float64], errors: NDArray[np.float64], *, directions: bool) -> float:
-    """What the outputs change for an error.
+    """Return a group's factor: the sum of changes of the outputs, divided by the sum of errors.
 
     Args:
         changes: F of each unit.
-        errors: The error after each unit and all cheaper ones are gone.
-        directions: Whether the last unit stands for several, and has none of these.
+        errors: For each unit, the error after this unit and all cheaper ones are removed.
+        directions: Whether units are directions of a layer. The last unit then stands for all weaker
+            directions together, and is left out.
     """
     if not directions:
         return float(changes.sum()) / (float(errors.max()) or math.inf)
@@ -98,7 +99,7 @@ def _ratio(changes: NDArray[np.float64], errors: NDArray[np.float64], *, directi
 
 
 def _projected(data: Calibration, seed: int) -> LossFn:
-    """The sum of a sample's outputs, each with a random sign; the mean over the samples."""
+    """Return a loss: the mean over samples of the sum of all outputs, each with a random sign."""
     calls = itertools.count()
 
     def loss(model: Any, raw: Any) -> Tensor:

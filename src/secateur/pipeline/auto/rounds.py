@@ -31,7 +31,7 @@ class Stage:
 
 
 @dataclass
-class Entrant:
+class CandidateResult:
     """A candidate and its results.
 
     Attributes:
@@ -50,7 +50,7 @@ def run_rounds(
     run: Callable[[str, int], NDArray[np.float64] | str],
     stages: Sequence[Stage],
     always: Collection[str] = (),
-) -> list[Entrant]:
+) -> list[CandidateResult]:
     """Measure all candidates, drop the worse ones, and repeat until one is left.
 
     Args:
@@ -64,27 +64,27 @@ def run_rounds(
         All candidates, best first: sorted by the last round they reached, then by their mean error in it. The
         first is the winner. If its `out` is not empty, no candidate could run.
     """
-    entrants = [Entrant(name) for name in names]
+    entrants = [CandidateResult(name) for name in names]
     left = list(entrants)
     for number, stage in enumerate(stages):
         found: dict[str, NDArray[np.float64]] = {}
-        for entrant in left:
-            errors = run(entrant.name, number)
+        for candidate in left:
+            errors = run(candidate.name, number)
             if isinstance(errors, str):
-                entrant.out = errors
+                candidate.out = errors
             else:
-                found[entrant.name] = errors
-                entrant.errors.append(float(np.mean(errors)))
-        left = [entrant for entrant in left if entrant.name in found]
-        left.sort(key=lambda entrant: _finite(entrant.errors[-1]))
-        for place, entrant in enumerate(left[1:], start=1):
-            behind = standard_errors(found[entrant.name] - found[left[0].name])
-            if entrant.name in always and number + 1 < len(stages):
+                found[candidate.name] = errors
+                candidate.errors.append(float(np.mean(errors)))
+        left = [candidate for candidate in left if candidate.name in found]
+        left.sort(key=lambda candidate: _finite(candidate.errors[-1]))
+        for place, candidate in enumerate(left[1:], start=1):
+            behind = standard_errors(found[candidate.name] - found[left[0].name])
+            if candidate.name in always and number + 1 < len(stages):
                 continue
             if place >= stage.places or (stage.margin is not None and behind > stage.margin):
                 how = f"{behind:.1f} standard errors behind" if np.isfinite(behind) else "far behind"
-                entrant.out = f"round {number + 1}: place {place + 1}, {how}"
-        left = [entrant for entrant in left if not entrant.out]
+                candidate.out = f"round {number + 1}: place {place + 1}, {how}"
+        left = [candidate for candidate in left if not candidate.out]
         if len(left) < 2:
             break
     order = {name: k for k, name in enumerate(names)}

@@ -19,10 +19,10 @@ from secateur.signals.loss import LossFn
 from secateur.signals.program import NotObservedError
 from secateur.signals.registry import resolve
 from secateur.signals.signal import Signal
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 
 
-def scored(
+def score_candidates(
     rules: Iterable[Allocates],
     graph: Graph,
     model: nn.Module,
@@ -32,10 +32,10 @@ def scored(
     seed: int,
     progress: bool,
 ) -> Scored:
-    """Score all signals that the candidates need.
+    """Score all signals that the candidates need and the data can provide.
 
     Returns:
-        The scores; and for each signal without scores, the reason.
+        The scores; and for each missing signal the reason.
 
     Raises:
         SecateurError: The data, the model or a setting is wrong; see `sc.score`.
@@ -51,17 +51,17 @@ def scored(
     if not signals:
         return Scored(Scores({}, fingerprint=graph.fingerprint), missing)
 
-    def found(asked: Sequence[Asked]) -> Scores:
-        return scored_once(graph, model, data, asked, loss_fn=loss_fn, seed=seed, progress=progress)
+    def scores_of(some: Sequence[SignalLike]) -> Scores:
+        return scored_once(graph, model, data, some, loss_fn=loss_fn, seed=seed, progress=progress)
 
     try:
-        return Scored(found(signals), missing)
-    except NotObservedError:  # a signal cannot follow the model at other sizes: find it one by one
+        return Scored(scores_of(signals), missing)
+    except NotObservedError:  # a signal cannot be observed at other input sizes: score one by one to find it
         values: dict[str, Any] = {}
         scores = Scores({}, fingerprint=graph.fingerprint)
         for signal in signals:
             try:
-                scores = found([signal])
+                scores = scores_of([signal])
                 values |= scores.values
             except NotObservedError as error:
                 missing[name_of(signal)] = str(error)
@@ -69,9 +69,9 @@ def scored(
 
 
 def _lacking(signal: Signal, graph: Graph, first: Batch, loss_fn: LossFn | None) -> str | None:
-    """The reason why a signal cannot score this model with these data; None if it can.
+    """Return the reason why a signal cannot score this model with these data; None if it can.
 
-    Class labels with wrong values are not reported here: scoring raises an error for them.
+    Class labels out of range are no such reason: scoring raises an error for them.
     """
     labels = first.labels
     classed = labels is not None and labels.ndim == 1 and not labels.is_floating_point()

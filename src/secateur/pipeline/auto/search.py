@@ -1,4 +1,4 @@
-"""``allocator="search"``: move budget between groups, and judge plans by the outputs of repaired models."""
+"""``allocator="search"``: move budget between groups, and compare plans by their repaired models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from secateur.pipeline.targets.target import Scored, Target
 
 EVALUATIONS = 60
-"""How many plans are tried if neither a number nor a time is given."""
+"""Number of plans that are tried if neither `evaluations` nor `minutes` is given."""
 
 SAMPLES = 256
 """While searching, repairs use at least this many samples, if there are that many; and a 16th of the data."""
@@ -39,42 +39,41 @@ SAMPLES = 256
 TOGETHER = 8
 """Number of waves in a round (see `waves`)."""
 
-
 ONLY_UNITS = "a search moves along curves of the error that units leave after repair"
 """Why other granularities are refused."""
 
 WHOLE = 1e3
-"""The factor of residual streams that should lose nothing while other groups can."""
+"""The factor of residual streams that should stay whole as long as other groups can lose units."""
 
 
 @dataclass(frozen=True)
 class Search(Chooser):
     """Moves budget between groups, and keeps the plan whose repaired model is closest to the dense one.
 
-    `RepairAware` adds up the errors of groups, as if an error did the same harm wherever it arises. Search
-    starts from its plans. It multiplies the errors of each group by a factor (`RepairAware.factors`), higher
-    where a group should keep more, and plans again, so each plan meets the budget and the limits as those of
-    any rule do. Each plan is applied, repaired on a part of the data, and judged by the distance of the
-    outputs to the dense model's on held-out data, without labels; or by `loss_fn`. From these errors it
-    learns which factors to try next (`secateur.pipeline.auto.waves`). In the end the best plans and the first
-    start are repaired on all data that repairs may use, and the best of them is chosen. So on the held-out
-    data the result is never worse than the first start, by default `RepairAware`.
+    `RepairAware` adds up the errors of groups, as if an error did the same harm in every group. Search starts
+    from its plans. It multiplies the errors of each group by a factor (`RepairAware.factors`), and plans
+    again; a higher factor lets a group keep more units. Each plan meets the budget and the limits. It is
+    applied, repaired on a part of the data, and measured on held-out data: by the distance of the outputs to
+    the dense model's, without labels, or by `loss_fn`. These errors decide which factors are tried next
+    (`secateur.pipeline.auto.waves`). In the end the best plans and the first start are repaired on all data
+    that repairs may use, and the best of them is chosen. So on the held-out data the result is never worse
+    than the first start, by default `RepairAware`.
 
     Pass `Search`, or its name ``"search"``, as `allocator` to `sc.prune`. It decides on units only. A budget
-    is needed. With `evaluations` alone, the same seed gives the same plan. With `minutes`, how far it comes
-    depends on the machine.
+    is needed. With `evaluations` alone, the same seed gives the same plan. With `minutes`, the result
+    depends on the speed of the machine.
 
     Source: ours. Searched allocations are known from Týr and EvoPress for language models; the Lagrangian
     step along error curves is that of `RepairAware`.
 
     Attributes:
-        evaluations: How many plans are tried, the starts included, before the last round. None: 60; with
-            `minutes`, no limit.
-        minutes: For how long plans are tried, before the last round. None: no limit.
+        evaluations: Largest number of plans that are tried before the last round, with the starts. None: 60;
+            with `minutes`, no limit.
+        minutes: Largest time for trying plans before the last round. None: no limit.
         starts: The rules to start from, by the name that the report shows. The best of them is the first
             point of the search. None: `RepairAware` by MACs, by parameters, by depth
             (`RepairAware.parts`), and with residual streams whole.
-        finalists: How many plans the last round compares, beside the first start.
+        finalists: Number of plans that the last round compares, besides the first start.
 
     Raises:
         SettingError: A setting is out of range, or a start is no `RepairAware`.
@@ -96,7 +95,9 @@ class Search(Chooser):
         for name, least in (("evaluations", 1), ("finalists", 1)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
-                raise SettingError(f"search: expected {name} of at least {least}, got {value!r}. Pass 60.")
+                raise SettingError(
+                    f"search: expected {name} of at least {least}, got {value!r}. Pass {least}."
+                )
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise SettingError(f"search: expected minutes above 0, got {self.minutes!r}. Pass 10.")
         if self.starts is not None:
@@ -111,7 +112,7 @@ class Search(Chooser):
 
     @property
     def starts_or_default(self) -> Mapping[str, RepairAware]:
-        """The starts that were given, or the default ones."""
+        """The rules to start from: `starts`, or the default ones."""
         if self.starts is not None:
             return self.starts
         return {
@@ -121,7 +122,7 @@ class Search(Chooser):
         }
 
     def check(self, function: str, granularity: str) -> None:
-        """Refuse what is no unit."""
+        """Raise SettingError if the granularity is not one of units."""
         if granularity not in UNITS:
             raise refusal(f"{function}(allocator='search')", granularity, ONLY_UNITS)
 
@@ -138,7 +139,7 @@ class Search(Chooser):
         if budget is None:
             raise BudgetError("search: expected a budget, got none. Pass Budget(macs=0.5), for example.")
         starts = self.candidates_for(target)
-        known = target.scored(starts.values()) if known is None else known
+        known = target.score_candidates(starts.values()) if known is None else known
         return self._chosen(starts, {}, target, checked(self.name, budget), known)
 
     def after(self, found: Choice, target: Target, known: Scored) -> Choice:
@@ -147,8 +148,8 @@ class Search(Chooser):
         Args:
             found: The earlier choice. The record lists its candidates, without errors: these were measured
                 with other data.
-            target: What is removed.
-            known: Scores of its candidates and of `candidates_for`.
+            target: The target.
+            known: Scores for the earlier candidates and for `candidates_for`.
         """
         first, *rest = found.selection.candidates
         choice = self._chosen(
@@ -166,21 +167,21 @@ class Search(Chooser):
     def _chosen(
         self,
         starts: Mapping[str, RepairAware],
-        rivals: Mapping[str, Any],
+        earlier: Mapping[str, Any],
         target: Target,
         budget: Budget,
         known: Scored,
     ) -> Choice:
-        """Search from the starts. The last round also compares the first start and the rivals."""
+        """Search from the starts. The last round also compares the first start and the earlier."""
         task = target.task
         part = _part(task.fit, whole=fixed(target))
-        planned, others = plans({**starts, **rivals}, target, known, budget, part)
+        planned, others = plans({**starts, **earlier}, target, known, budget, part)
         judge = Judge(task.model, task.held, task.loss_fn)
         tried = _Tried(target, known, budget, judge, part, planned)
         rounds = [(part, Stage(self.finalists, None)), (task.fit, Stage(1, None))]
         if not target.candidate_repair or part is task.fit:
             rounds = [(part, Stage(1, None))]
-        last = {*[name for name in starts if name in planned][:1], *(rivals.keys() & planned.keys())}
+        last = {*[name for name in starts if name in planned][:1], *(earlier.keys() & planned.keys())}
 
         def run(name: str, number: int) -> NDArray[np.float64] | str:
             if number == 0:
@@ -195,12 +196,12 @@ class Search(Chooser):
         return Choice(planned[order[0].name].rule, budget, known.scores, selection)
 
     def _search(self, tried: _Tried, always: Collection[str], step: Any) -> None:
-        """Try the starts, and then neighbours of the best one while the budget of the search lasts.
+        """Try the starts, and then neighbours of the best one, until `evaluations` or `minutes` are spent.
 
         Args:
-            tried: What was planned.
-            always: Plans that are measured in any case.
-            step: Shows what is done.
+            tried: The plans so far; new ones are added.
+            always: Names of plans that are measured in any case.
+            step: Shows the progress.
         """
         end = math.inf if self.minutes is None else time.monotonic() + 60 * self.minutes
         most = self.evaluations or (EVALUATIONS if self.minutes is None else math.inf)
@@ -234,13 +235,13 @@ class _Tried:
     """All plans that were tried.
 
     Attributes:
-        target: What is removed.
+        target: The target.
         known: The scores.
         budget: The budget of all plans.
         judge: Measures models.
         part: The data that repairs read.
         planned: The plans, by name; new ones are added.
-        errors: The errors of each measured plan, by name [samples]; as text why there are none.
+        errors: The errors of each measured plan, by name [samples]; or, as text, the reason for none.
     """
 
     target: Target
@@ -271,9 +272,9 @@ class _Tried:
         """Plan with other factors, and measure the plan if it is new.
 
         Args:
-            name: Its name.
-            rule: The start.
-            point: Natural logarithms of what the start's factors are multiplied by. [groups]
+            name: The plan's name.
+            rule: The rule that the search started from.
+            point: Natural logarithms of the numbers that multiply its factors. [groups]
 
         Returns:
             The mean error; infinity if there is none.
@@ -296,6 +297,5 @@ class _Tried:
 
 
 def _part(data: Calibration, *, whole: bool) -> Calibration:
-    """The data that repairs read while searching; all of it where there are few."""
-    share = max(FEW, SAMPLES / data.samples())
-    return take_share(data, share, whole=whole)
+    """Return the data that repairs read while searching; all data if there are few."""
+    return take_share(data, max(FEW, SAMPLES / data.samples()), whole=whole)

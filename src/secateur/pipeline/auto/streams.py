@@ -12,7 +12,7 @@ from secateur.plan import Plan
 from secateur.repairs.regression.additions import addition_after
 from secateur.repairs.regression.readers import LayerCalls
 from secateur.signals.scores import Scores
-from secateur.signals.units.combination import Asked
+from secateur.signals.units.combination import SignalLike
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class StreamsWhole:
     rule: Allocates
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The signals that the other allocator reads."""
         return self.rule.signals
 

@@ -1,10 +1,10 @@
-"""Propose neighbours of a point along waves over depth, and learn from the error of each.
+"""A search over smooth changes along the depth of a network: propose points, and use the error of each.
 
 A point is one number for each group, in order of execution. Wave k is a cosine with k half periods over the
 depth of the network (the discrete cosine transform): wave 1 moves budget between the first groups and the
 last ones, wave 2 between those in the middle and the rest, the last waves between neighbours. All waves
-together reach every point, up to a constant for all groups, which changes nothing at a given budget. Few of
-them reach what is smooth over depth, so a search over many groups starts with these.
+together can make any point, up to a constant for all groups, which changes nothing at a given budget. The
+first waves alone make points that are smooth over depth, so a search over many groups starts with these.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STEP = 0.7
 """The first step along a wave: its largest number is this times the square root of 2."""
 
 FARTHEST = 16
-"""Steps along a wave get at most this many times longer where nothing changes."""
+"""Steps along a wave become at most this many times longer if the error does not change."""
 
 LEAST = 0.08
 """The search ends when steps are shorter than this."""
@@ -31,7 +31,7 @@ GAIN = 0.005
 
 
 def waves(size: int) -> NDArray[np.float64]:
-    """All waves over so many groups, the longest first. They are orthogonal. [size - 1, size]
+    """All waves over `size` groups, the longest first. They are orthogonal. [size - 1, size]
 
     Example:
         >>> waves(2).round(3).tolist()
@@ -43,22 +43,22 @@ def waves(size: int) -> NDArray[np.float64]:
 
 
 def neighbours(size: int, together: int, error: float) -> Generator[tuple[str, Vector], float, None]:
-    """Propose points one after another, each with the knowledge of the errors of those before.
+    """Propose points one after another. Each depends on the errors of those before.
 
     In each round the current point moves up and down along several waves. A parabola through the three
     errors of a wave gives the best step along it. Then all these steps are taken together, in full, by half
     and by a quarter. The best point of the round is the next current point. If the round gained little, steps
-    get shorter. A wave along which both errors equal that in the middle, as where the plan is the same, is
-    tried with steps twice as long, and again.
+    become shorter. If both errors of a wave equal the error in the middle, the plan probably did not change;
+    the wave is then tried again with a step twice as long.
 
     Args:
         size: Number of groups.
-        together: Number of waves in a round. The next round takes the next ones, and after the last the
-            first again.
+        together: Number of waves in a round. The next round takes the next waves; after the last wave comes
+            the first one again.
         error: The error at the start, which is all zeros.
 
     Yields:
-        What the point is, in words, and the point [size]. Send its error; infinity if it has none.
+        A name for the point, and the point [size]. Send its error; infinity if it has none.
     """
     every = waves(size)
     reach = np.ones(len(every))
@@ -90,12 +90,12 @@ def neighbours(size: int, together: int, error: float) -> Generator[tuple[str, V
 
 
 def best_step(step: float, below: float, here: float, above: float) -> float:
-    """Where the parabola through three errors is lowest, at most one step away.
+    """Return the minimum of the parabola through three errors, at most one step away.
 
-    Where it has no minimum, or an error is not finite, the better side.
+    If there is no minimum, or an error is not finite, return one step towards the smaller error.
 
     Args:
-        step: How far the outer points are away.
+        step: Distance of the outer points from the middle.
         below: The error one step down.
         here: The error in the middle.
         above: The error one step up.

@@ -1,4 +1,4 @@
-"""Bisection over the share of the dense cost that plans keep."""
+"""Bisection over the share of the dense cost that a plan keeps."""
 
 from __future__ import annotations
 
@@ -7,41 +7,40 @@ from collections.abc import Callable
 from secateur.errors import UnreachableBudgetError
 
 GAP = 0.005
-"""The search ends when the shares that work and that do not are this close."""
+"""The search ends when the best share that works and the nearest one that does not are this close."""
 
 
 def bisect(
     works: Callable[[float], bool], good: float, bad: float, first: float, *, probes: int, gap: float = GAP
 ) -> None:
-    """Ask about shares between one that is good and one that is bad, each time halving what is left.
+    """Try shares between a good one and a bad one, and halve the range each time.
 
-    `works` notes what it finds. Where it is monotone, the last share that worked is within `gap` of the
-    border, or `probes` ended the search. Where it is not, the caller still knows about each share that it
-    was asked for.
+    Nothing is returned: `works` has to remember its results. If `works` is monotone, the last share that
+    worked is within `gap` of the best one, unless `probes` ended the search.
 
     Args:
-        works: Whether the plan that keeps this share is within all bounds. Raises UnreachableBudgetError if
-            no plan keeps so little, with the smallest share that one keeps.
-        good: A share that works, or is hoped to.
-        bad: A share that does not, or need not be asked for.
-        first: The first share to ask for.
-        probes: Most shares to ask for.
-        gap: When to end.
+        works: Whether the plan that keeps a share is within all bounds. Raises UnreachableBudgetError if no
+            plan keeps so little; `smallest` is the smallest share that a plan keeps.
+        good: A share that works, or may work. It is not tried.
+        bad: A share that does not work, or is of no interest. It is not tried.
+        first: The first share to try.
+        probes: The search ends after this many shares.
+        gap: The search ends when `good` and `bad` are this close.
     """
-    asked = first
+    share = first
     for _ in range(probes):
         try:
-            found = works(asked)
+            found = works(share)
         except UnreachableBudgetError as error:
-            if not asked < error.smallest <= max(good, bad):
+            if not share < error.smallest <= max(good, bad):
                 return
-            asked = error.smallest  # nothing keeps less, so this is one end of what is left
-            good, bad = (asked, bad) if good < bad else (good, asked)
-            found = works(asked)
+            share = error.smallest  # no plan keeps less, so this is one end of the range
+            good, bad = (share, bad) if good < bad else (good, share)
+            found = works(share)
         if found:
-            good = asked
+            good = share
         else:
-            bad = asked
+            bad = share
         if abs(good - bad) < gap:
             return
-        asked = (good + bad) / 2
+        share = (good + bad) / 2

@@ -1,4 +1,4 @@
-"""Cost against quality: pruned models from one scoring that were measured on held-out data."""
+"""The frontier of cost and quality: pruned models that were measured on held-out data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class Point(_Data):
     """One pruned and repaired model.
 
     Attributes:
-        share: The share of `Frontier.cost` that its plan was asked to keep.
+        share: The share of `Frontier.cost` that its plan was to keep.
         macs: MACs over those of the dense model; None if no MACs are removed.
         params: Parameters over those of the dense model.
-        value: What it reaches on the held-out data: its accuracy, for example.
-        damage: How much worse that is than the dense model's, in the terms of `Frontier.bound`.
+        value: The measured value on the held-out data: the accuracy, for example.
+        damage: How much worse that is than the dense model's value, on the scale of `Frontier.bound`.
         low: Lower end of the interval of `damage`.
         high: Upper end.
-        most: The damage is at most this, with the confidence of `Frontier`.
-        verdict: ``chosen``, ``within``, or why it was not.
+        most: Upper confidence bound of the damage, with the confidence of `Frontier`.
+        verdict: ``chosen``, ``within``, ``not confirmed``, or empty if there was no bound.
     """
 
     share: float
@@ -36,17 +36,17 @@ class Point(_Data):
 
 
 class Frontier(_Data):
-    """What was found on the way from the dense model to a small one. All points come from one scoring.
+    """Models of different costs, and their quality. All plans come from one scoring.
 
     Attributes:
-        cost: The cost that plans were asked to keep a share of: ``macs``, for example.
-        bound: The field of `Budget` that `damage` is about.
-        measure: What was measured, in words.
-        dense: What the dense model reaches.
-        samples: Held-out samples.
-        confidence: Of the intervals, each by itself, and of `most`.
-        limit: The largest damage that was asked for; None if none was.
-        points: From the largest model to the smallest.
+        cost: The cost that plans keep a share of: ``macs``, for example.
+        bound: The field of `Budget` that `damage` belongs to.
+        measure: The measured quantity, in words.
+        dense: The dense model's value.
+        samples: Number of held-out samples.
+        confidence: Confidence of each interval, and of `most`.
+        limit: The largest allowed damage; None if there is no bound.
+        points: The models, from the largest to the smallest.
     """
 
     cost: str

@@ -1,4 +1,4 @@
-"""Meet a budget: by counting alone, or by looking at pruned models."""
+"""Meet all bounds of a budget: by counting alone, or by measuring pruned models."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from secateur.errors import BudgetError, SecateurError, UnreachableBudgetError
 from secateur.measure.latency.interval import Interval
 from secateur.measure.quality import Gauge
 from secateur.pipeline.bounds.bisection import bisect
-from secateur.pipeline.bounds.ceilings import Ceiling, ceilings_of
 from secateur.pipeline.bounds.frontier import Frontier
+from secateur.pipeline.bounds.measured_bounds import MeasuredBound, measured_bounds_of
 from secateur.pipeline.bounds.plans import COUNTED, Plans
-from secateur.pipeline.bounds.quality import Looks, cheapest, roughly
+from secateur.pipeline.bounds.quality import MeasuredPlans, cheapest, estimated_share
 from secateur.pipeline.targets.target import Scored, Target
 from secateur.plan import Plan
 from secateur.signals import Scores
@@ -29,58 +29,60 @@ from secateur.signals.units.combination import name_of
 from secateur.targets.units.record import attach, record_of
 
 PROBES = 8
-"""Most plans that are measured for bounds on time and memory. Each one halves what is left."""
+"""Most plans that are measured for bounds on time and memory. Each one halves the range of shares."""
 
 
 @dataclass(frozen=True, eq=False)
-class Met:
-    """A model within the budget.
+class PrunedWithinBudget:
+    """A pruned model that is within the budget.
 
     Attributes:
         small: The pruned model.
         plan: Its plan. ``settings["met"]`` holds what was measured.
-        repaired: The same after its repair; None where that was not needed to decide.
-        looks: The models that were measured on held-out data; None where none was.
+        repaired: The model after its repair; None if no bound needed a repaired model.
+        tried: The plans that were measured on held-out data; None if there is no bound on quality.
     """
 
     small: nn.Module
     plan: Any
     repaired: nn.Module | None = None
-    looks: Looks | None = None
+    tried: MeasuredPlans | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
-    """The data that decide on quality, and how it is measured.
+class HeldOut:
+    """How quality is measured to meet a bound on it.
 
     Attributes:
-        gauge: Measures on these data, which nothing else reads.
-        of: The same with other data.
+        gauge: Measures on the held-out data, which nothing else reads.
+        gauge_of: Makes a `Gauge` of other data.
     """
 
     gauge: Gauge
-    of: Callable[[Calibration], Gauge]
+    gauge_of: Callable[[Calibration], Gauge]
 
 
-def meet(target: Target, rule: Any, scores: Scores, budget: Budget | None, held: Held | None = None) -> Met:
+def meet(
+    target: Target, rule: Any, scores: Scores, budget: Budget | None, held: HeldOut | None = None
+) -> PrunedWithinBudget:
     """Plan and prune within all bounds of a budget.
 
-    Without measured bounds it is the rule's plan. With bounds on latency or memory it is the largest model
-    that is within; with bounds on quality the smallest one that is confirmed to be.
+    Without measured bounds the result is the rule's plan. With bounds on latency or memory it is the largest
+    model within them. With bounds on quality it is the smallest model that is confirmed to be within them.
 
     Args:
         target: What is removed.
         rule: The allocator, with the curves it measured.
         scores: The scores that it reads.
         budget: All bounds.
-        held: Needed for bounds on quality.
+        held: Measures quality; needed if the budget bounds it.
 
     Raises:
-        UnreachableBudgetError: No plan that was looked at is within all bounds.
-        BudgetError: There are bounds on quality, but nothing to measure it with.
+        UnreachableBudgetError: No measured plan is within all bounds.
+        BudgetError: There are bounds on quality, but `held` is None.
     """
     if budget is None or not budget.measured:
-        return Met(*target.carry_out(rule, scores, budget))
+        return PrunedWithinBudget(*target.plan_and_apply(rule, scores, budget))
     plans = Plans(target, rule, scores, budget)
     _check_counted(plans)
     with steps(None, target.task.progress) as step:
@@ -94,12 +96,13 @@ def meet(target: Target, rule: Any, scores: Scores, budget: Budget | None, held:
         return _smallest(plans, held, step)
 
 
-def race_budget(
-    target: Target, budget: Budget, known: Scored, rules: Iterable[Any], held: Held | None
+def candidates_budget(
+    target: Target, budget: Budget, known: Scored, rules: Iterable[Any], held: HeldOut | None
 ) -> Budget:
-    """The counted budget at which rules compete: what the first that can run meets of the measured bounds.
+    """Return the budget for all candidates, with counted bounds only, so that they can be compared.
 
-    A budget without measured bounds is returned as it is.
+    A budget without measured bounds is returned unchanged. Otherwise the first rule that can run meets the
+    measured bounds, and all candidates get the cost that its plan has.
     """
     if not budget.measured:
         return budget
@@ -108,11 +111,13 @@ def race_budget(
         if any(name_of(signal) in known.missing for signal in rule.signals):
             continue
         try:
-            plans = Plans(target, target.measured(rule, target.task.fit, known.scores), known.scores, budget)
+            plans = Plans(
+                target, target.with_measurements(rule, target.task.fit, known.scores), known.scores, budget
+            )
             _check_counted(plans)
             with steps(None, target.task.progress) as step:
                 if budget.quality and held is not None:
-                    return plans.counted(roughly(plans, held.gauge.samples, held.of, step))
+                    return plans.counted(estimated_share(plans, held.gauge.samples, held.gauge_of, step))
                 return plans.counted(_largest(plans, step)[1])
         except OF_THE_RUN:
             raise
@@ -127,15 +132,15 @@ def race_budget(
 
 
 def _check_counted(plans: Plans) -> None:
-    """Refuse counted bounds that cannot be met before anything is measured."""
+    """Raise UnreachableBudgetError if no plan meets the counted bounds, before anything is measured."""
     if any(getattr(plans.budget, name) is not None for name in COUNTED):
         plans.plan(plans.most)
 
 
-def _largest(plans: Plans, step: Step) -> tuple[Met, float]:
-    """The largest model within the bounds on time and memory, and the share that its plan keeps."""
+def _largest(plans: Plans, step: Step) -> tuple[PrunedWithinBudget, float]:
+    """Find the largest model within the bounds on time and memory. Return it and the share it keeps."""
     target, task = plans.target, plans.target.task
-    ceilings = ceilings_of(plans.budget, task.model, task.example)
+    bounds = measured_bounds_of(plans.budget, task.model, task.example)
     best: tuple[float, nn.Module, Any, dict[str, Interval]] | None = None
     nearest: dict[str, Interval] = {}
     probes = 0
@@ -143,88 +148,88 @@ def _largest(plans: Plans, step: Step) -> tuple[Met, float]:
     def works(share: float) -> bool:
         nonlocal best, probes, nearest
         step(f"measuring {percent(share, 1)} of the {plans.cost}")
-        small, plan = plans.carry_out(share)
+        small, plan = plans.plan_and_apply(share)
         probes += 1
-        found = _readings(ceilings, small, target)
-        nearest = min((nearest, found), key=lambda each: _excess(ceilings, each)) if nearest else found
-        if _excess(ceilings, found) > 1:
+        found = _measured(bounds, small, target)
+        nearest = min((nearest, found), key=lambda each: _excess(bounds, each)) if nearest else found
+        if _excess(bounds, found) > 1:
             return False
         if best is None or share > best[0]:
             best = share, small, plan, found
         return True
 
-    first = min(plans.most, *(ceiling.guess() for ceiling in ceilings))
+    first = min(plans.most, *(bound.guess() for bound in bounds))
     bisect(works, 0.0, plans.most, first, probes=PROBES)
     if best is None:
-        raise _missed(ceilings, nearest, plans)
+        raise _unreachable(bounds, nearest, plans)
     share, small, plan, found = best
-    met = {**_entries(ceilings, found), **plans.noted(share), "plans_measured": probes}
-    return Met(*_noted(small, plan, plans.budget, met)), share
+    met = {**_record_entries(bounds, found), **plans.bound_for(share), "plans_measured": probes}
+    return PrunedWithinBudget(*_recorded(small, plan, plans.budget, met)), share
 
 
-def _smallest(plans: Plans, held: Held, step: Step) -> Met:
-    """The smallest model that is confirmed to be within the bounds on quality, if it is within the others."""
+def _smallest(plans: Plans, held: HeldOut, step: Step) -> PrunedWithinBudget:
+    """Find the smallest model that is confirmed to be within the bounds on quality, and check the others."""
     budget, task = plans.budget, plans.target.task
-    found = cheapest(plans, held.gauge, held.of, step)
-    looks = found.looks
-    at = next(k for k, point in enumerate(looks.points) if point.verdict == "chosen")
-    ceilings = ceilings_of(budget, task.model, task.example)
-    readings = _readings(ceilings, found.small, plans.target)
-    if _excess(ceilings, readings) > 1:
-        raise _missed(ceilings, readings, plans, f" with {' and '.join(budget.quality)} within bounds")
+    found = cheapest(plans, held.gauge, held.gauge_of, step)
+    tried = found.tried
+    at = next(k for k, point in enumerate(tried.points) if point.verdict == "chosen")
+    bounds = measured_bounds_of(budget, task.model, task.example)
+    values = _measured(bounds, found.small, plans.target)
+    if _excess(bounds, values) > 1:
+        raise _unreachable(bounds, values, plans, f" with {' and '.join(budget.quality)} within bounds")
     met: dict[str, JsonValue] = {
-        bound: {"value": damage.value, "at_most": looks.most[at][bound]}
-        for bound, damage in looks.damages[at].items()
+        bound: {"value": damage.value, "at_most": tried.most[at][bound]}
+        for bound, damage in tried.damages[at].items()
     }
     met |= {
-        **_entries(ceilings, readings),
-        **plans.noted(looks.points[at].share),
-        "plans_measured": len(looks.points),
+        **_record_entries(bounds, values),
+        **plans.bound_for(tried.points[at].share),
+        "plans_measured": len(tried.points),
         "held_out_samples": held.gauge.samples,
     }
-    small, plan = _noted(found.small, found.plan, budget, met)
+    small, plan = _recorded(found.small, found.plan, budget, met)
     repaired = found.repaired
     attach(repaired, replace(record_of(repaired), plan=record_of(small).plan))
-    return Met(small, plan, repaired, looks)
+    return PrunedWithinBudget(small, plan, repaired, tried)
 
 
-def _readings(ceilings: Iterable[Ceiling], small: nn.Module, target: Target) -> dict[str, Interval]:
-    """What a model takes; of several processes, what the first one measured."""
+def _measured(bounds: Iterable[MeasuredBound], small: nn.Module, target: Target) -> dict[str, Interval]:
+    """Measure a model for each bound. All processes get what the first one measured."""
     with joined(target.graph.device) as team:
         with team.together():
-            found = {ceiling.name: ceiling(small) for ceiling in ceilings}
+            found = {bound.name: bound(small) for bound in bounds}
         return team.from_first(found)
 
 
-def _excess(ceilings: Iterable[Ceiling], found: Mapping[str, Interval]) -> float:
-    """By what factor the worst reading is over its limit; at most 1 if all are within."""
-    return max((found[each.name].high / each.limit for each in ceilings), default=0.0)
+def _excess(bounds: Iterable[MeasuredBound], found: Mapping[str, Interval]) -> float:
+    """Return the largest measured value divided by its limit; at most 1 if all bounds are met."""
+    return max((found[each.name].high / each.limit for each in bounds), default=0.0)
 
 
-def _entries(ceilings: Iterable[Ceiling], found: Mapping[str, Interval]) -> dict[str, JsonValue]:
+def _record_entries(bounds: Iterable[MeasuredBound], found: Mapping[str, Interval]) -> dict[str, JsonValue]:
     return {
         each.name: {
             "value": found[each.name].value, "low": found[each.name].low, "high": found[each.name].high,
             "shown": each.shown(found[each.name].value),
         }
-        for each in ceilings
+        for each in bounds
     }  # fmt: skip
 
 
-def _missed(
-    ceilings: Iterable[Ceiling], found: Mapping[str, Interval], plans: Plans, how: str = ""
+def _unreachable(
+    bounds: Iterable[MeasuredBound], found: Mapping[str, Interval], plans: Plans, how: str = ""
 ) -> UnreachableBudgetError:
-    worst = max(ceilings, key=lambda each: found[each.name].high / each.limit)
+    worst = max(bounds, key=lambda each: found[each.name].high / each.limit)
     reached = found[worst.name].high
     return UnreachableBudgetError(
         f"budget: expected at most {worst.shown(worst.limit)}, got {worst.shown(reached)} on this machine as "
-        f"the least that was measured{how}. Ask for {worst.advice(reached)}.",
+        f"the smallest measured value{how}. Ask for {worst.advice(reached)}.",
         smallest=reached,
     )
 
 
-def _noted(small: nn.Module, plan: Any, budget: Budget, met: Mapping[str, Any]) -> tuple[nn.Module, Any]:
-    """The plan with the whole budget and what was measured, also in the model's record."""
+def _recorded(small: nn.Module, plan: Any, budget: Budget, met: Mapping[str, Any]) -> tuple[nn.Module, Any]:
+    """Write the whole budget and the measured values into the plan and into the model's record."""
     settings = {**plan.settings, "met": dict(met)}
     if not isinstance(plan, Plan):
         return small, replace(plan, budget=budget.as_settings(), settings=settings)
@@ -239,28 +244,28 @@ def frontier_at(
     rule: Any,
     scores: Scores,
     budget: Budget | None,
-    met: Looks | None,
-    held: Held,
+    met: MeasuredPlans | None,
+    held: HeldOut,
 ) -> Frontier | None:
-    """Measure the plans that keep these shares too, and return all that were measured; None if none was.
+    """Also measure the plans that keep these shares. Return all measured plans; None if there are none.
 
     Args:
-        shares: Of the cost that plans vary. One that no plan reaches is left out.
+        shares: Shares of the cost to keep. A share that no plan reaches is left out.
         target: What is removed.
         rule: The allocator.
         scores: The scores that it reads.
-        budget: Its confidence is that of intervals; None: 95 %.
-        met: What was measured already.
-        held: Measures.
+        budget: The budget, with the confidence of the intervals; None: 95 %.
+        met: The plans that were measured before; None if there are none.
+        held: Measures quality.
     """
     plans = Plans(target, rule, scores, budget or target.budgets[0])
-    looks = met or Looks(plans, held.gauge, (held.gauge.bound(),))
+    tried = met or MeasuredPlans(plans, held.gauge, (held.gauge.bound(),))
     with steps(None, target.task.progress) as step:
         for share in sorted(shares, reverse=True):
-            step(f"frontier: {percent(share, 1)} of the {looks.plans.cost}")
+            step(f"frontier: {percent(share, 1)} of the {tried.plans.cost}")
             try:
-                small, plan = looks.plans.carry_out(share)
+                small, plan = tried.plans.plan_and_apply(share)
             except UnreachableBudgetError:
                 continue
-            looks.look(share, small, plan)
-    return looks.frontier() if looks.points else None
+            tried.measure(share, small, plan)
+    return tried.frontier() if tried.points else None

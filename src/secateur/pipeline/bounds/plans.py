@@ -1,4 +1,4 @@
-"""The plans of one rule from one scoring, by the share of the dense cost that they keep."""
+"""Plans of one rule and one scoring, each made for the share of the dense cost that it keeps."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from secateur.signals import Scores
 
 COUNTED = ("macs", "params", "experts", "blocks", "sparsity")
 
-_ALL = 1 - 1e-9
+_LARGEST = 1 - 1e-9
 """The largest share that a budget can ask for."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plans:
-    """Plans by what they keep of one cost: MACs of units, experts, weights that are not zero.
+    """Makes a plan for any share of one cost that it is to keep.
 
-    That cost is the one that the budget also bounds, if it bounds one; else the target's own.
+    The cost is MACs for units, the number of experts for experts, and so on. If the budget bounds another
+    counted cost, it is that one.
 
     Attributes:
         target: What is removed.
         rule: The allocator, with the curves it measured.
         scores: The scores that it reads.
-        budget: All bounds. Those that are counted hold for every plan.
+        budget: All bounds. Every plan meets the counted ones (MACs, parameters, ...).
     """
 
     target: Target
@@ -40,7 +41,7 @@ class Plans:
 
     @cached_property
     def cost(self) -> str:
-        """The field of `Budget` whose bound is varied."""
+        """The field of `Budget` that differs from plan to plan."""
         given = [name for name in COUNTED if getattr(self.budget, name) is not None]
         own = next(iter(self.target.budgets[0].as_settings()))
         return own if own in given or not given else given[0]
@@ -54,35 +55,36 @@ class Plans:
         ((name, most),) = Budget(**{self.cost: getattr(self.budget, self.cost)}).targets(dense).items()
         return min(1.0, most / float(max(1, getattr(dense, name))))
 
-    def noted(self, share: float) -> dict[str, JsonValue]:
-        """The bound of `counted` by name, for a record."""
+    def bound_for(self, share: float) -> dict[str, JsonValue]:
+        """The bound that `counted` adds to the budget for a share, by its name."""
         return {self.cost: 1 - share if self.cost == "sparsity" else share}
 
     def counted(self, share: float) -> Budget:
-        """The budget of the plan that keeps this share, whose bounds are all counted."""
-        share = min(share, _ALL)
-        bound: dict[str, Any] = self.noted(share)
+        """The budget of the plan that keeps this share: only counted bounds, none that must be measured."""
+        share = min(share, _LARGEST)
+        bound: dict[str, Any] = self.bound_for(share)
         return self.budget.counted(**bound)
 
     def plan(self, share: float) -> Any:
-        """The plan that keeps this share.
+        """Make the plan that keeps this share.
 
         Raises:
-            UnreachableBudgetError: No plan keeps so little. `smallest` is the smallest share that one keeps.
+            UnreachableBudgetError: No plan keeps so little. `smallest` is the smallest share of all plans.
         """
         try:
             return self.target.allocate(self.rule, self.scores, self.counted(share))
         except UnreachableBudgetError as error:
-            raise self._in_shares(error) from error
+            raise self._with_share_kept(error) from error
 
-    def carry_out(self, share: float) -> tuple[nn.Module, Any]:
-        """The pruned model and the plan that keeps this share. Raises as `plan` does."""
+    def plan_and_apply(self, share: float) -> tuple[nn.Module, Any]:
+        """Make the plan that keeps this share, and apply it. Raises as `plan` does."""
         try:
-            return self.target.carry_out(self.rule, self.scores, self.counted(share))
+            return self.target.plan_and_apply(self.rule, self.scores, self.counted(share))
         except UnreachableBudgetError as error:
-            raise self._in_shares(error) from error
+            raise self._with_share_kept(error) from error
 
-    def _in_shares(self, error: UnreachableBudgetError) -> UnreachableBudgetError:
+    def _with_share_kept(self, error: UnreachableBudgetError) -> UnreachableBudgetError:
+        """Convert the smallest reachable sparsity to a kept share."""
         if self.cost != "sparsity":
             return error
         return UnreachableBudgetError(str(error), 1 - error.smallest)

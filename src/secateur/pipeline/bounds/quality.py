@@ -1,13 +1,14 @@
-"""Find the cheapest plan of which held-out data show that it damages the model no more than allowed.
+"""Find the cheapest plan for which held-out data confirm that it damages the model no more than allowed.
 
-Plans are looked at from the largest to the smallest, in an order that was fixed before these data were read;
-the first one that cannot be confirmed ends the search, and the one before is the result. For a wrong result
-a plan that is out of bounds must pass its test, and the first such plan in the order is the only one that can
-start it. So each look may use the whole error that is allowed, however many looks there are. Source: Maurer,
-Hothorn and Lehmacher 1995, on testing hypotheses in an order fixed beforehand; Angelopoulos et al. 2021
-(arXiv 2110.01052), the same for choosing among models. That needs no assumption that less is always worse.
+Plans are measured from the largest to the smallest, in an order that is fixed before the held-out data are
+read. The first plan that is not confirmed ends the search, and the plan before it is the result. The result
+is wrong only if a plan that is out of bounds passes its test. The first such plan in the order must be one of
+them, because the search ends where it fails. So each test may use the whole allowed error, however many tests
+there are. Nothing assumes that smaller models are always worse. Sources: Maurer, Hothorn and Lehmacher 1995,
+on testing hypotheses in a fixed order; Angelopoulos et al. 2021 (arXiv 2110.01052), on choosing models so.
 
-Where the order has its small steps is found before, by bisection with other data and a quick repair.
+The order has small steps near the expected result. That place is estimated before, by bisection on other data
+with a quick repair.
 """
 
 from __future__ import annotations
@@ -34,32 +35,33 @@ from secateur.pipeline.result import clock
 from secateur.signals.distributed import OF_THE_RUN, joined
 
 ROUGH = 1000
-"""About so many samples tell where to look; a quick repair reads as many."""
+"""The place of the result is estimated on about this many samples; the quick repair reads as many."""
 
 PROBES = 6
-"""Most plans that are tried for that."""
+"""Most plans that this estimate tries."""
 
 STEP = 0.025
-"""Near that place each plan is this much smaller than the one before, as a fraction of the place."""
+"""Near the estimate each plan is smaller than the one before by this fraction of the estimate."""
 
 BEYOND = 6
-"""So many such steps above and below the place; above those, steps double, below they are twice as large."""
+"""Number of such steps above and below the estimate. Above these, each step is twice the one before; below
+them, all steps are twice as large."""
 
 FIRST = 0.95
-"""The share that is looked at first, if the other bounds allow it."""
+"""The first share that is measured, if the other bounds allow it."""
 
 
 @dataclass(eq=False)
-class Looks:
-    """Plans that were repaired and measured on the held-out data.
+class MeasuredPlans:
+    """The plans that were repaired and measured on the held-out data, in the order of measurement.
 
     Attributes:
-        plans: The plans.
+        plans: Makes the plans.
         gauge: Measures on the held-out data.
-        bounds: What is measured: fields of `Budget`.
-        points: What was found, in this order.
-        damages: For each point, what was measured by bound.
-        most: For each point, what the damage is at most, by bound.
+        bounds: The bounds on quality that are measured: fields of `Budget`.
+        points: One point for each plan.
+        damages: For each point the measured damage, by bound.
+        most: For each point the upper confidence bound of the damage, by bound.
     """
 
     plans: Plans
@@ -69,11 +71,11 @@ class Looks:
     damages: list[dict[str, Damage]] = field(default_factory=list)
     most: list[dict[str, float]] = field(default_factory=list)
 
-    def look(self, share: float, small: nn.Module, plan: Any) -> nn.Module:
-        """Repair and measure; return the repaired model.
+    def measure(self, share: float, small: nn.Module, plan: Any) -> nn.Module:
+        """Repair and measure a model, add its point, and return the repaired model.
 
         Args:
-            share: What the plan was asked to keep.
+            share: The share of the cost that the plan keeps.
             small: The pruned model.
             plan: Its plan.
         """
@@ -96,16 +98,16 @@ class Looks:
         return repaired
 
     def within(self) -> bool:
-        """Whether the last one is confirmed to be within all bounds."""
+        """Whether the last plan is confirmed to be within all bounds."""
         budget = self.plans.budget
         return all(most <= getattr(budget, bound) for bound, most in self.most[-1].items())
 
-    def judged(self, verdict: str) -> None:
-        """Note what became of the last one."""
+    def set_verdict(self, verdict: str) -> None:
+        """Set the verdict on the last plan."""
         self.points[-1] = self.points[-1].model_copy(update={"verdict": verdict})
 
     def frontier(self) -> Frontier:
-        """What was found, as the report holds it."""
+        """All points as data for the report."""
         budget, bound = self.plans.budget, self.bounds[0]
         return Frontier(
             cost=self.plans.cost,
@@ -126,26 +128,26 @@ class Cheapest:
     Attributes:
         small: The pruned model.
         plan: Its plan.
-        repaired: The model after its repair, which is what was confirmed.
-        looks: All that were looked at.
+        repaired: The model after its repair. This is the model that was confirmed.
+        tried: All plans that were measured.
     """
 
     small: nn.Module
     plan: Any
     repaired: nn.Module
-    looks: Looks
+    tried: MeasuredPlans
 
 
 def require_enough(gauge: Gauge, budget: Budget, *, counted: bool) -> None:
-    """Refuse a bound that so few samples cannot confirm, whatever they show.
+    """Check that there are enough held-out samples to confirm the bounds in the best case.
 
     Args:
-        gauge: What measures.
+        gauge: Measures on the held-out samples.
         budget: The bounds.
-        counted: Whether samples are right or wrong, so that few of them can show it exactly.
+        counted: Whether each sample is right or wrong. Then the bound is exact, also for few samples.
 
     Raises:
-        BudgetError: There are too few.
+        BudgetError: There are too few samples.
     """
     for bound in budget.quality:
         limit, sure = getattr(budget, bound), f"{100 * budget.confidence:g} %"
@@ -159,12 +161,12 @@ def require_enough(gauge: Gauge, budget: Budget, *, counted: bool) -> None:
             )
 
 
-def roughly(plans: Plans, held: int, gauge_of: Any, step: Step) -> float:
-    """Return about the smallest share whose plan can be confirmed, by bisection without held-out data.
+def estimated_share(plans: Plans, held: int, gauge_of: Any, step: Step) -> float:
+    """Estimate the smallest share whose plan can be confirmed, by bisection without the held-out data.
 
     Args:
         plans: The plans.
-        held: How many samples will be held out: with fewer, the damage must be further below the bound.
+        held: Number of held-out samples. The fewer there are, the further the damage must be below the bound.
         gauge_of: Makes a `Gauge` of other data.
         step: Shows what is done.
     """
@@ -177,7 +179,7 @@ def roughly(plans: Plans, held: int, gauge_of: Any, step: Step) -> float:
 
     def works(share: float) -> bool:
         plan = plans.plan(share)
-        step(f"looking for the place: {percent(share, 1)} of the {plans.cost}")
+        step(f"estimating where to measure: {percent(share, 1)} of the {plans.cost}")
         try:
             small = target.candidate(plan, few)
             within = all(
@@ -186,7 +188,7 @@ def roughly(plans: Plans, held: int, gauge_of: Any, step: Step) -> float:
             )
         except OF_THE_RUN:
             raise
-        except SecateurError:  # a candidate that cannot run says nothing about the place
+        except SecateurError:  # a candidate that cannot run is taken for one that does not meet the bounds
             within = False
         with joined(target.graph.device) as team:
             within = team.from_first(within)
@@ -198,13 +200,17 @@ def roughly(plans: Plans, held: int, gauge_of: Any, step: Step) -> float:
     return min(found)
 
 
-def order(place: float, most: float) -> Iterator[float]:
-    """Yield the shares to look at, from the largest to the smallest.
+def shares_to_measure(place: float, most: float) -> Iterator[float]:
+    """Yield the shares to measure, from the largest to the smallest.
 
-    The first one is safe, so that a place that is far too low still leaves something to confirm.
+    The first one is close to 1, so that there is something to confirm even if the estimate is far too low.
+
+    Args:
+        place: The estimate of the smallest share that can be confirmed.
+        most: The largest share that the other bounds allow.
 
     Example:
-        >>> [round(share, 2) for share, _ in zip(order(0.4, 1.0), range(9))]
+        >>> [round(share, 2) for share, _ in zip(shares_to_measure(0.4, 1.0), range(9))]
         [0.95, 0.7, 0.58, 0.52, 0.46, 0.45, 0.44, 0.43, 0.42]
     """
     fine = STEP * place
@@ -227,47 +233,47 @@ def cheapest(plans: Plans, gauge: Gauge, gauge_of: Any, step: Step) -> Cheapest:
     Args:
         plans: The plans, with the budget.
         gauge: Measures on the held-out data, which nothing else has read.
-        gauge_of: Makes a `Gauge` of other data, to find where to look.
+        gauge_of: Makes a `Gauge` of other data, for the estimate.
         step: Shows what is done.
 
     Raises:
         UnreachableBudgetError: Not even the first plan, which keeps most, is confirmed. `smallest` is the
-            damage that is confirmed for it.
+            upper confidence bound of its damage.
     """
     target, budget = plans.target, plans.budget
-    looks = Looks(plans, gauge, budget.quality)
+    tried = MeasuredPlans(plans, gauge, budget.quality)
     best: Cheapest | None = None
     before: Any = None
     last = False
-    for asked in order(roughly(plans, gauge.samples, gauge_of, step), plans.most):
-        share = asked
+    estimate = estimated_share(plans, gauge.samples, gauge_of, step)
+    for share in shares_to_measure(estimate, plans.most):
         try:
-            small, plan = plans.carry_out(share)
+            small, plan = plans.plan_and_apply(share)
         except UnreachableBudgetError as error:
             share, last = error.smallest, True
-            small, plan = plans.carry_out(share)
+            small, plan = plans.plan_and_apply(share)
         if before is None or not target.same(before, plan):
             step(f"{percent(share, 1)} of the {plans.cost}")
-            repaired, before = looks.look(share, small, plan), plan
+            repaired, before = tried.measure(share, small, plan), plan
             with joined(target.graph.device) as team:
-                within = team.from_first(looks.within())
-            looks.judged("within" if within else "not confirmed")
+                within = team.from_first(tried.within())
+            tried.set_verdict("within" if within else "not confirmed")
             if not within:
                 break
-            best = Cheapest(small, plan, repaired, looks)
+            best = Cheapest(small, plan, repaired, tried)
         if last:
             break
     if best is None:
-        raise _unconfirmed(looks)
-    kept = max(k for k, point in enumerate(looks.points) if point.verdict == "within")
-    looks.points[kept] = looks.points[kept].model_copy(update={"verdict": "chosen"})
+        raise _unconfirmed(tried)
+    kept = max(k for k, point in enumerate(tried.points) if point.verdict == "within")
+    tried.points[kept] = tried.points[kept].model_copy(update={"verdict": "chosen"})
     return best
 
 
-def _unconfirmed(looks: Looks) -> UnreachableBudgetError:
-    budget, point, damages = looks.plans.budget, looks.points[-1], looks.damages[-1]
+def _unconfirmed(tried: MeasuredPlans) -> UnreachableBudgetError:
+    budget, point, damages = tried.plans.budget, tried.points[-1], tried.damages[-1]
     sure = f"{100 * budget.confidence:g} %"
-    name, most = next((b, most) for b, most in looks.most[-1].items() if most > getattr(budget, b))
+    name, most = next((b, most) for b, most in tried.most[-1].items() if most > getattr(budget, b))
     limit, damage = getattr(budget, name), damages[name]
     wanted = max(
         samples_for(d.differences, _unscaled(b, getattr(budget, b)), budget.confidence)
@@ -279,13 +285,13 @@ def _unconfirmed(looks: Looks) -> UnreachableBudgetError:
         else "Allow more, or repair better."
     )
     return UnreachableBudgetError(
-        f"budget: expected a plan of which held-out data show {name} of at most {limit:.4g} ({sure}), got "
-        f"none. The first one keeps {percent(point.share, 1)} of the {looks.plans.cost}: measured "
-        f"{damage.value:.4g}, at most {most:.4g}, on {looks.gauge.samples:,} samples. {advice}",
+        f"budget: expected a plan for which held-out data confirm {name} of at most {limit:.4g} ({sure}), "
+        f"got none. The first plan keeps {percent(point.share, 1)} of the {tried.plans.cost}: measured "
+        f"{damage.value:.4g}, at most {most:.4g}, on {tried.gauge.samples:,} samples. {advice}",
         smallest=most,
     )
 
 
 def _unscaled(bound: str, limit: float) -> float:
-    """A limit in the terms of the differences of samples."""
+    """Convert a limit to the scale of the samples' differences: for perplexity, that of the loss."""
     return math.log1p(limit) if bound == "perplexity_rise" else limit

@@ -1,4 +1,4 @@
-"""Residual blocks as what is removed."""
+"""The target ``block``: residual blocks."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ CANDIDATES: Mapping[str, Callable[[], Allocator]] = MappingProxyType(
         "uniform, output change": lambda: Uniform(removal="output_change"),
     }
 )
-"""What ``auto`` compares."""
+"""The rules that ``auto`` compares."""
 
 _LOOKED_AT, _SHAPES = 64, 4
-"""How many batches are looked at for inputs of other shapes, and the most shapes beside the first one's."""
+"""Number of batches that are searched for inputs of other shapes, and the most other shapes that are used."""
 
 
 class Blocks(Target):
-    """Residual blocks, dropped whole. The model need not be capturable by `torch.export`."""
+    """Removes whole residual blocks. `torch.export` need not be able to capture the model."""
 
     forms = FORMS
     default = "auto"
@@ -65,14 +65,14 @@ class Blocks(Target):
 
     @staticmethod
     def rule(allocator: Any) -> Any:
-        """A rule with signals for blocks."""
+        """Return the rule with this name, with signals for blocks, or the rule itself."""
         return rule_named(allocator, BLOCKS, 'Global(removal="stream_change")', "auto, ")
 
     @cached_property
     def _others(self) -> list[Any]:
-        """Inputs beside the example: one of each of a few other shapes, and two more.
+        """Further inputs: one batch of each of a few other shapes, and two other batches.
 
-        What a model runs may depend on shapes and values, and so may what a block is needed for.
+        Which code a model runs may depend on shapes and values. So may whether a block can be bypassed.
         """
         shapes: dict[Any, Batch] = {}
         found = list(islice(self.task.data, _LOOKED_AT))
@@ -86,58 +86,58 @@ class Blocks(Target):
 
     @staticmethod
     def check_repair(repair: Methods) -> None:
-        """Accept any repair of `sc.repair`, and refuse others."""
+        """Check that `sc.repair` has these repairs."""
         resolve_repairs(repair)
 
     def trace(self, model: nn.Module) -> BlockGraph:
-        """Residual blocks."""
+        """Find the residual blocks of a model."""
         return trace(model, few(self.task.example, None), more_inputs=self._others[:-1])
 
-    def scored(self, rules: Iterable[Allocates]) -> Scored:
+    def score_candidates(self, rules: Iterable[Allocates]) -> Scored:
         """Score the blocks. Without labels, signals that need gradients are left out."""
-        return self.scored_as_labels_allow(rules, SIGNALS, BlockSignal)
+        return self.score_as_labels_allow(rules, SIGNALS, BlockSignal)
 
     def default_budget(self, scored: Scored) -> Budget:
-        """The parameters that ``emp`` leaves."""
+        """Return the parameters that ``emp`` leaves without a budget."""
         return Budget(params=self.allocate(BLOCKS["emp"], scored.scores, None).predicted.params)
 
     @cached_property
     def _program(self) -> list[Graph]:
-        """The trace of the dense model's units, once a repair has asked for it."""
+        """Where repairs keep the trace of the dense model's units, so that it is made only once."""
         return []
 
     @property
     def _quick(self) -> Methods:
-        """The repairs that do not train: ``reconstruct`` for ``auto``."""
+        """The requested repairs without those that train; ``reconstruct`` for ``auto``."""
         repair = self.task.repair
         return "reconstruct" if repair == "auto" else quick(repair)
 
     @property
     def candidate_repair(self) -> str:
-        """The names of the repairs that candidates get."""
+        """Names of the repairs that candidates get."""
         return " + ".join(method.name for some in resolve_repairs(self._quick) for method in some)
 
     def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
-        """The smaller model, repaired without looking whether it helps."""
+        """Apply a plan, and repair the result on `data` without measuring it."""
         return self._refitted(self.apply(plan), data)
 
-    def between(self, small: nn.Module) -> nn.Module:
-        """The model between two rounds, repaired in the same way."""
+    def repair_between_rounds(self, small: nn.Module) -> nn.Module:
+        """Repair a model between two rounds, as `candidate` does."""
         return self._refitted(small, self.task.fit)
 
     def _refitted(self, small: nn.Module, data: Calibration) -> nn.Module:
         model, how = self.task.model, self._quick
         return refitted(small, model, data, how, graph=self.graph, program=self._program)
 
-    def budget_of(self, graph: Any, so_far: Plan, budget: Budget) -> Budget:
-        """Without blocks that are the last ones of their part, which are not in this round's graph."""
+    def budget_in_round(self, graph: Any, so_far: Plan, budget: Budget) -> Budget:
+        """Subtract the last block of each chain: it cannot be removed, so this round's graph lacks it."""
         if budget.blocks is None:
             return budget
         rest = sum(group.kept for group in so_far.groups) - graph.dense.blocks
         return replace(budget, blocks=max(1, int(budget.blocks) - rest))
 
-    def limits_of(self, graph: Any, so_far: Plan, limits: Limits | None) -> Limits | None:
-        """Blocks that are to stay, by the paths that they have in a later round."""
+    def limits_in_round(self, graph: Any, so_far: Plan, limits: Limits | None) -> Limits | None:
+        """Replace the ignored blocks by the paths that they have in a later round's model."""
         if limits is None or not limits.ignore:
             return limits
         stay, patterns = self.graph.staying(limits)
@@ -152,19 +152,19 @@ class Blocks(Target):
         return replace(limits, ignore=tuple(map(glob.escape, now)))
 
     def _paths_after(self, so_far: Plan) -> dict[str, str]:
-        """By the path of each block that is left in the dense model, its path after these rounds."""
+        """Map the path of each remaining block in the dense model to its path after these rounds."""
         before = removed_paths(so_far)
         passing = [path for path in before if self.graph.removals.get(path.rpartition(".")[0]) == "pass"]
         return names_after(
             self.task.model, [block.path for block in self.graph.all_blocks()], before, passing
         )
 
-    def apart(self, groups: Iterable[Any], so_far: Plan) -> tuple[str, ...]:
-        """None: the blocks that are left keep their order."""
+    def unmatched_groups(self, groups: Iterable[Any], so_far: Plan) -> tuple[str, ...]:
+        """None: the remaining blocks keep their order, so all are known in the dense model."""
         return ()
 
     def compose(self, so_far: Plan, later: Plan) -> Plan:
-        """By the paths that blocks have in the dense model: those of a later round are others."""
+        """Combine two plans by the blocks' paths in the dense model; a later round has other paths."""
         later_gone = {*removed_paths(later)}
         gone = {old for old, new in self._paths_after(so_far).items() if new in later_gone}
         gone |= {*removed_paths(so_far)}
@@ -182,16 +182,16 @@ class Blocks(Target):
         )
 
     def apply(self, plan: Plan) -> nn.Module:
-        """The smaller model."""
+        """Apply a plan: return the model without these blocks."""
         return apply(self.task.model, plan, graph=self.graph)
 
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
-        """With the dense model in which the removed blocks are bypassed."""
+        """Compare with the dense model in which the removed blocks are bypassed."""
         example = few(self.task.example, None)
         return verify(self.task.model, small, plan, example, graph=self.graph, more_inputs=self._others)
 
     def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
-        """As far as it helps on held-out data."""
+        """Run the requested repair, and keep what lowers the error on held-out data."""
         task = self.task
         return repaired(
             small,

@@ -1,4 +1,4 @@
-"""Experts of a mixture-of-experts model as what is removed."""
+"""The target ``expert``: experts of a mixture-of-experts model."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ CANDIDATES: Mapping[str, Callable[[], Allocator]] = MappingProxyType(
         "uniform, output change": lambda: Uniform(removal="output_change"),
     }
 )
-"""What ``auto`` compares."""
+"""The rules that ``auto`` compares."""
 
 
 class Experts(Target):
-    """Experts. The model need not be capturable by `torch.export`."""
+    """Removes whole experts. `torch.export` need not be able to capture the model."""
 
     forms = FORMS
     default = "tod"
@@ -63,24 +63,24 @@ class Experts(Target):
 
     @staticmethod
     def rule(allocator: Any) -> Any:
-        """A rule with signals for experts."""
+        """Return the rule with this name, with signals for experts, or the rule itself."""
         return rule_named(allocator, EXPERTS, 'ToD(removal="reap", protection="frequency")')
 
     @staticmethod
     def check_repair(repair: Methods) -> None:
-        """None, ``auto``, ``experts``, ``merge``, or the last two after each other."""
+        """Accept None, ``auto``, ``experts``, ``merge``, and ``merge`` followed by ``experts``."""
         check_methods("prune(granularity='expert', repair", repair)
 
     def trace(self, model: nn.Module) -> ExpertGraph:
-        """Blocks of experts."""
+        """Find the blocks of experts of a model."""
         return trace(model, self.task.example.inputs)
 
-    def scored(self, rules: Iterable[Allocates]) -> Scored:
+    def score_candidates(self, rules: Iterable[Allocates]) -> Scored:
         """Score the experts. Without labels, signals that need gradients are left out."""
-        return self.scored_as_labels_allow(rules, SIGNALS, ExpertSignal)
+        return self.score_as_labels_allow(rules, SIGNALS, ExpertSignal)
 
     def default_budget(self, scored: Scored) -> Budget:
-        """The budget that ``tod`` reaches with its default tolerance."""
+        """Return the share of experts that ``tod`` keeps with its default tolerance."""
         rule = CANDIDATES["tod"]()
         if any(name_of(signal) not in scored.scores for signal in rule.signals):
             raise BudgetError(
@@ -91,7 +91,7 @@ class Experts(Target):
         return Budget(experts=sum(g.kept for g in groups) / sum(g.size for g in groups))
 
     def judge(self) -> Judge:
-        """The model's own loss, where batches hold labels for it: for language models it tells more."""
+        """Judge by the model's own loss if batches have labels for it: it says more for language models."""
         task = self.task
         if task.loss_fn is not None or task.example.extra is None:
             return super().judge()
@@ -104,15 +104,15 @@ class Experts(Target):
 
     @property
     def candidate_repair(self) -> str:
-        """What was asked for; ``experts`` for ``auto``."""
+        """Names of the requested repairs; ``experts`` for ``auto``."""
         return " + ".join(check_methods("prune(repair", self.task.repair))
 
     def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
-        """The smaller model."""
+        """Apply a plan, and repair the result on `data` without measuring it."""
         return self._refitted(self.apply(plan), data)
 
-    def between(self, small: nn.Module) -> nn.Module:
-        """Repaired as the result will be."""
+    def repair_between_rounds(self, small: nn.Module) -> nn.Module:
+        """Repair a model between two rounds in the same way as the result."""
         return self._refitted(small, self.task.fit)
 
     def _refitted(self, small: nn.Module, data: Calibration) -> nn.Module:
@@ -121,20 +121,20 @@ class Experts(Target):
             return small
         return repair(small, task.model, data, task.repair, graph=self.graph, seed=task.seed, progress=False)
 
-    def budget_of(self, graph: ExpertGraph, so_far: Plan, budget: Budget) -> Budget:
-        """Without the experts of blocks that can lose no more, which are not in this round's graph."""
+    def budget_in_round(self, graph: ExpertGraph, so_far: Plan, budget: Budget) -> Budget:
+        """Subtract the experts of blocks that can lose no more: this round's graph lacks these blocks."""
         if budget.experts is None:
             return budget
         names = {group.name for group in graph.groups}
         rest = sum(group.kept for group in so_far.groups if group.name not in names)
         return replace(budget, experts=max(1, int(budget.experts) - rest))
 
-    def apart(self, groups: Iterable[Any], so_far: Plan) -> tuple[str, ...]:
-        """None: blocks keep their names, and their experts their order."""
+    def unmatched_groups(self, groups: Iterable[Any], so_far: Plan) -> tuple[str, ...]:
+        """None: blocks keep their names and experts their order, so all are known in the dense model."""
         return ()
 
     def compose(self, so_far: Plan, later: Plan) -> Plan:
-        """By experts: where these are modules of a list, their tensors have other names in each round."""
+        """Combine two plans by the experts' numbers; tensor names may differ from round to round."""
         keep = so_far.keep
         for group in later.groups:
             mask = keep[group.name]
@@ -149,11 +149,14 @@ class Experts(Target):
         )
 
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
-        """With the dense model whose routers may not choose the removed experts."""
+        """Compare with the dense model whose routers may not choose the removed experts."""
         return verify(self.task.model, small, plan, few(self.task.example, None), graph=self.graph)
 
     def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
-        """As asked for, if the held-out loss is no worse for it; a merge also has to beat the refit alone."""
+        """Run the requested repair; keep it if the held-out loss does not rise.
+
+        With ``merge`` and ``experts``, the merge must also be clearly better than the refit alone.
+        """
         task = self.task
         if task.repair is None:
             return small
@@ -173,7 +176,7 @@ class Experts(Target):
         return with_repairs(alone, [{**tried, "kept": False}])
 
     def accepted(self, small: nn.Module, better: nn.Module) -> nn.Module:
-        """The repaired model if the held-out loss is no worse for it; else the other, which remembers it."""
+        """Return `better` if the held-out loss does not rise; else `small`, with a record of the attempt."""
         task = self.task
         tried = record_of(better).repairs[len(record_of(small).repairs) :]
         before, after = (

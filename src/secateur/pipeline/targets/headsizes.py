@@ -24,15 +24,15 @@ from secateur.targets.units.record import with_note
 class HeadSizes(Units):
     """Removes dimensions of attention heads: those of queries with keys, and those of values.
 
-    Heads first get another basis, in which their last dimensions matter least: `align_heads`. The model in
-    this basis takes the place of the dense one, whose outputs it has.
+    First the heads get another basis, in which their last dimensions matter least (`align_heads`). The model
+    in this basis takes the place of the dense model: it gives the same outputs.
     """
 
     budgets: ClassVar[tuple[Budget, ...]] = (Budget(params=0.95), Budget(params=0.9))
     traced: ClassVar[Callable[..., Graph]] = staticmethod(trace.trace)
 
     def __init__(self, task: Task, graph: Graph | None = None) -> None:
-        """Trace the model and align its heads, unless its graph is at hand."""
+        """Trace the model and align its heads, unless a graph is given."""
         super().__init__(task, graph)
         self._aligned = 0
         if graph is None:
@@ -49,9 +49,9 @@ class HeadSizes(Units):
         """Trace a model."""
         return self.traced(model, self.task.example.inputs, allow_inexact=self.task.allow_inexact)
 
-    def carry_out(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
-        """Plan and apply, as for units. The note says how many attentions have another basis."""
-        small, plan = super().carry_out(rule, scores, budget)
+    def plan_and_apply(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
+        """Plan and apply, as for units. The note says how many attention layers got another basis."""
+        small, plan = super().plan_and_apply(rule, scores, budget)
         if self._aligned:
             said = f"Heads have another basis in {self._aligned} products of queries, keys and values."
             small = with_note(small, said)

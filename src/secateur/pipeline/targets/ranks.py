@@ -38,14 +38,14 @@ CANDIDATES: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
         "emp, reconstruction": lambda: EMP(removal="reconstruction"),
     }
 )
-"""What ``auto`` compares. Directions are known to be uncorrelated, so their errors are exact and add up."""
+"""The rules that ``auto`` compares. Directions are uncorrelated, so their errors are exact and add up."""
 
 
 class Ranks(Units):
-    """Replaces linear layers by two layers with few directions in between.
+    """Replaces linear layers by pairs of layers with few directions in between.
 
-    The model is factorised first: it then computes the same, with pairs of layers. That copy is traced,
-    scored and decided on like any model's units; the dense model stays what is compared with.
+    First a copy of the model is factorised: it has pairs of layers and computes the same. The copy is traced,
+    scored and pruned like the units of any model. Results are still compared with the dense model.
     """
 
     candidates: ClassVar[Mapping[str, Callable[[], Any]]] = CANDIDATES
@@ -57,7 +57,7 @@ class Ranks(Units):
     graph: Any
 
     def __init__(self, task: Task, graph: RankGraph | None = None) -> None:
-        """Factorise the model and trace it, unless its graph is at hand."""
+        """Factorise the model and trace it, unless a graph is given."""
         known = None if graph is None else graph.programs.model
         with clock(task.seconds, "factorise"):
             self._factorised = known or factorise(task.model, task.fit, progress=task.progress)
@@ -76,41 +76,37 @@ class Ranks(Units):
         return self.traced(self.factorised, self.task.example.inputs, allow_inexact=self.task.allow_inexact)
 
     def score_signals(self, signals: Sequence[Any]) -> Scores:
-        """The scores of these signals."""
+        """Score these signals on the factorised model."""
         return self._of_pairs.score_signals(signals)
 
-    def scored(self, rules: Iterable[Allocates]) -> Scored:
-        """Score all signals of these rules that the data are enough for, in one pass."""
-        return self._of_pairs.scored(rules)
+    def score_candidates(self, rules: Iterable[Allocates]) -> Scored:
+        """Score all signals of these rules that the data can provide, in one pass."""
+        return self._of_pairs.score_candidates(rules)
 
-    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
-        """Give `RepairAware` factors that say how much the errors of each group change the outputs."""
+    def with_measurements(self, rule: Any, data: Calibration, scores: Scores) -> Any:
+        """Give `RepairAware` a factor for each group: how much the group's error changes the outputs."""
         if isinstance(rule, RepairAware) and not rule.factors and "reconstruction" in rule.signals:
             if not self._factors:
                 weighted = weighted_by_outputs(rule, self.graph, data, scores, seed=self.task.seed)
                 self._factors.update(weighted.factors)
             return replace(rule, factors=self._factors, parts=0)
-        return super().measured(rule, data, scores)
+        return super().with_measurements(rule, data, scores)
 
     def allocate(
         self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None = None
     ) -> Plan:
-        """The rule's plan, in which no layer becomes two that cost more."""
+        """Make the rule's plan; layers stay whole if the pair would cost more than the layer."""
         plan: Plan = super().allocate(rule, scores, budget, limits)
         return without_losses(self.graph, plan)
 
     def default_budget(self, scored: Scored) -> Budget:
-        """Three quarters of the parameters: no rule has a choice of its own for errors of directions."""
+        """Return three quarters of the parameters: no rule can decide without a budget here."""
         return Budget(params=0.75)
 
     def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
         """Apply a plan in the form that is fastest to make, and repair the result."""
         update = {"fingerprint": fingerprint(self.factorised), "granularity": "unit"}
         return self._of_pairs.candidate(plan.model_copy(update=update).of_graph(), data)
-
-    def intermediate(self, plan: Plan) -> nn.Module:
-        """Rounds are refused."""
-        return self.apply(plan)
 
     def apply(self, plan: Plan) -> nn.Module:
         """Apply a plan in the form that the user asked for."""
@@ -125,11 +121,11 @@ class Ranks(Units):
             )
 
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
-        """With the masked factorised model, and with the dense layers that hold the products."""
+        """Compare with the masked factorised model, and each pair with the dense layer of their product."""
         return verify(self.factorised, small, plan, few(self.task.example, self.graph.static_batch))
 
     def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
-        """As far as it helps on held-out data."""
+        """Run the requested repair, and keep what lowers the error on held-out data."""
         task = self.task
         return repair(
             small,
@@ -143,7 +139,7 @@ class Ranks(Units):
 
 
 class UnitsAndRanks(Ranks):
-    """Directions of linear layers, and channels, neurons and heads, in one allocation under one budget."""
+    """Removes directions of linear layers, and channels, neurons and heads, under one budget."""
 
     candidates: ClassVar[Mapping[str, Callable[[], Any]]] = {
         name: make for name, make in CANDIDATES.items() if name != "emp, reconstruction"
@@ -151,9 +147,9 @@ class UnitsAndRanks(Ranks):
     budgets: ClassVar[tuple[Budget, ...]] = (Budget(params=0.8), Budget(params=0.6))
     traced: ClassVar[Callable[..., RankGraph]] = staticmethod(together.trace)
 
-    def carry_out(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
-        """Plan and apply. The note says how much went along each axis."""
-        small, plan = super().carry_out(rule, scores, budget)
+    def plan_and_apply(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
+        """Plan and apply. The note says how much units save, and how much directions."""
+        small, plan = super().plan_and_apply(rule, scores, budget)
         units = {group.name: group.keep for group in plan.groups if group.name not in self.graph.uncorrelated}
         whole, between, least = (c.params for c in (plan.dense, self.graph.cost(units), plan.predicted))
         said = (

@@ -1,4 +1,4 @@
-"""What is removed: the calls that `prune`, `choose` and `compare` make, whatever the granularity."""
+"""The interface of a pruning target: what `prune`, `choose` and `compare` call for every granularity."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ Form = Literal["auto", "module", "graph", "masked"]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What one call of `prune` works with.
+    """The model, data and options of one call of `prune`.
 
     Attributes:
         model: The dense model.
         data: All calibration data.
-        limits: What must stay.
+        limits: Limits on what may be removed.
         repair: As for `sc.repair`.
         form: As for `sc.apply`.
         on_unrealisable: As for `sc.apply`.
@@ -56,7 +56,7 @@ class Task:
         fit: The part of the data that scores and repairs read.
         held: The part that is held out.
         example: The first batch.
-        seconds: How long each phase took so far.
+        seconds: Seconds that each phase took so far, by its name.
     """
 
     model: nn.Module
@@ -77,7 +77,7 @@ class Task:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Splits the data and reads the first batch."""
+        """Split the data and read the first batch."""
         fit, held = self.data.split()
         for name, value in (("fit", fit), ("held", held), ("example", self.data.first())):
             object.__setattr__(self, name, value)
@@ -85,11 +85,11 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Scores, and the signals that could not be measured.
+    """Scores, and the signals that these data cannot provide.
 
     Attributes:
-        scores: Of every signal that the data could feed.
-        missing: For each other signal, why not.
+        scores: The scores of all other signals.
+        missing: For each missing signal, the reason.
     """
 
     scores: Scores
@@ -101,13 +101,13 @@ class Target(ABC):
 
     Attributes:
         forms: The forms that a result may have.
-        default: The allocator that None stands for.
-        candidates: What ``auto`` compares: name -> makes the rule.
-        compared: The rules that `compare` takes if none are given.
-        budgets: The budgets that it takes if none are given.
-        refused: Options of `prune` that mean nothing here, with the reason.
-        task: The call that this target serves.
-        graph: The trace.
+        default: Name of the default allocator.
+        candidates: The rules that ``auto`` compares: name -> function that makes the rule.
+        compared: The default rules of `compare`.
+        budgets: The default budgets of `compare`.
+        refused: Options of `prune` that this target does not support, with the reason.
+        task: The call of `prune` that this target is for.
+        graph: The trace of the dense model.
     """
 
     forms: ClassVar[tuple[str, ...]]
@@ -118,7 +118,7 @@ class Target(ABC):
     refused: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, task: Task, graph: Any = None) -> None:
-        """Traces the model, unless its graph is at hand."""
+        """Trace the model, unless a graph is given."""
         self.task = task
         with clock(task.seconds, "trace"):
             self.graph = self.trace(task.model) if graph is None else graph
@@ -126,45 +126,45 @@ class Target(ABC):
     @staticmethod
     @abstractmethod
     def rule(allocator: Any) -> Any:
-        """The rule of this name, or the one that was passed; refuses what cannot decide here."""
+        """Return the rule with this name, or the rule itself. SettingError if it cannot be used here."""
 
     @staticmethod
     @abstractmethod
     def check_repair(repair: Methods) -> None:
-        """Refuses repairs that are unknown here."""
+        """Raise SettingError if this target does not have one of these repairs."""
 
     @abstractmethod
     def trace(self, model: nn.Module) -> Any:
-        """What may be removed of a model: groups, and what they cost."""
+        """Trace a model: find the groups that may be pruned, and their costs."""
 
     @property
     def prunable(self) -> Any:
-        """The graph that signals and rules read: the trace."""
+        """The graph that signals and rules read."""
         return self.graph
 
     def score(self, rules: Iterable[Allocates]) -> Scores:
-        """The scores of all signals that the rules read, in one pass over the data."""
+        """Score all signals that the rules read, in one pass over the data."""
         return self.score_signals([signal for rule in rules for signal in rule.signals])
 
     def score_signals(self, signals: Sequence[Any]) -> Scores:
-        """The scores of these signals."""
+        """Score these signals."""
         task = self.task
         options: dict[str, Any] = {"loss_fn": task.loss_fn, "seed": task.seed, "progress": task.progress}
         return scored_once(self.prunable, task.model, task.fit, signals, **options)
 
-    def scored(self, rules: Iterable[Allocates]) -> Scored:
-        """The same for candidates: a signal that the data cannot feed is listed instead of an error."""
+    def score_candidates(self, rules: Iterable[Allocates]) -> Scored:
+        """Score for candidates. A signal that the data cannot provide is listed, and raises no error."""
         return Scored(self.score(rules))
 
-    def scored_as_labels_allow(
+    def score_as_labels_allow(
         self, rules: Iterable[Allocates], known: Mapping[str, type[Any]], base: type[Any]
     ) -> Scored:
-        """The same, where signals that need gradients are the ones that need a loss.
+        """Like `score_candidates`, but a signal that needs gradients is missing without labels or `loss_fn`.
 
         Args:
-            rules: The rules.
+            rules: The candidates.
             known: The signals of this granularity, by name.
-            base: Their class.
+            base: The base class of these signals.
         """
         wanted = {name_of(signal): signal for rule in rules for signal in rule.signals}
         unlabelled = self.task.loss_fn is None and self.task.fit.first().labels is None
@@ -180,42 +180,42 @@ class Target(ABC):
 
     @staticmethod
     def with_curves(rule: Any, graph: Any, data: Any, scores: Scores, *, progress: bool = False) -> Any:
-        """The rule with what it has to measure on data itself."""
+        """Return the rule with the distortion curves that it measures on data, if it needs some."""
         return rule
 
-    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
-        """The rule with what it has to measure on these data."""
+    def with_measurements(self, rule: Any, data: Calibration, scores: Scores) -> Any:
+        """Return the rule with everything that it measures on data, if it needs something."""
         return self.with_curves(rule, self.prunable, data, scores, progress=self.task.progress)
 
     def allocate(self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None = None) -> Any:
-        """The rule's plan within these limits, or those of the call."""
+        """Make the rule's plan, within these limits. None: the limits of the call."""
         return rule.allocate(self.prunable, scores, budget, limits or self.task.limits, self.task.seed)
 
     @abstractmethod
     def default_budget(self, scored: Scored) -> Budget:
-        """What candidates are held to where no budget was given."""
+        """The budget of all candidates if the user gives none."""
 
     def same(self, one: Any, other: Any) -> bool:
-        """Whether two plans remove the same."""
+        """Whether two plans remove the same units."""
         return bool(one.groups == other.groups)
 
     @abstractmethod
     def candidate(self, plan: Any, data: Calibration) -> nn.Module:
-        """A model to judge the plan by, repaired on these data by `candidate_repair`."""
+        """Apply a plan and repair the result on these data with `candidate_repair`, to measure the plan."""
 
     def judge(self) -> Judge:
-        """What measures candidates: the distance to the dense outputs, or the task's loss."""
+        """Return what measures candidates: by the distance to the dense outputs, or by `loss_fn`."""
         return Judge(self.task.model, self.task.held, self.task.loss_fn)
 
     @property
     @abstractmethod
     def candidate_repair(self) -> str:
-        """What repairs candidates; empty for nothing."""
+        """Names of the repairs that candidates get; empty if none."""
 
     def decide(
         self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None
     ) -> tuple[Any, str]:
-        """The plan, in as many rounds as the task says; and what these left whole."""
+        """Make the plan in `steps` rounds. Also return a note on groups that the rounds could not prune."""
         steps = self.task.steps
         if steps == 1 or budget is None:
             return self.allocate(rule, scores, budget, limits), ""
@@ -227,12 +227,12 @@ class Target(ABC):
 
         return plan_in_steps(self, rule, first, budget, limits)
 
-    def intermediate(self, plan: Plan) -> nn.Module:
-        """The model between two rounds, before its repair."""
+    def apply_between_rounds(self, plan: Plan) -> nn.Module:
+        """Apply a plan between two rounds, without a repair."""
         return self.apply(plan)
 
-    def between(self, small: nn.Module) -> nn.Module:
-        """The model between two rounds, repaired by what does not train; with `reconstruct` for ``auto``."""
+    def repair_between_rounds(self, small: nn.Module) -> nn.Module:
+        """Repair a model between two rounds, without training: ``auto`` stands for ``reconstruct``."""
         task = self.task
         return repair_model(
             small,
@@ -245,43 +245,43 @@ class Target(ABC):
             progress=False,
         )
 
-    def budget_of(self, graph: Any, so_far: Plan, budget: Budget) -> Budget:
-        """The budget of a later round, as the costs of that round's graph count it."""
+    def budget_in_round(self, graph: Any, so_far: Plan, budget: Budget) -> Budget:
+        """Convert a budget to the costs of a later round's graph."""
         return budget
 
-    def limits_of(self, graph: Any, so_far: Plan, limits: Limits | None) -> Limits | None:
-        """The limits of a later round, by the names that things have in its graph."""
+    def limits_in_round(self, graph: Any, so_far: Plan, limits: Limits | None) -> Limits | None:
+        """Convert limits to the names in a later round's graph."""
         return limits
 
-    def apart(self, groups: Iterable[Any], so_far: Plan) -> tuple[str, ...]:
-        """Groups of a later round that no plan for the dense model can name."""
+    def unmatched_groups(self, groups: Iterable[Any], so_far: Plan) -> tuple[str, ...]:
+        """Names of the groups of a later round that correspond to no single group of the dense model."""
         return split(groups, so_far)
 
     def compose(self, so_far: Plan, later: Plan) -> Plan:
-        """One plan for the dense model, of that of the rounds so far and that of the next one."""
+        """Combine the plans of the rounds so far and of the next one to one plan for the dense model."""
         return compose_plans(so_far, later)
 
-    def carry_out(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Any]:
-        """The pruned model, and its plan."""
+    def plan_and_apply(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Any]:
+        """Make a plan and apply it."""
         with clock(self.task.seconds, "allocate"):
             plan, _ = self.decide(rule, scores, budget, self.task.limits)
         with clock(self.task.seconds, "apply"):
             return self.apply(plan), plan
 
     def apply(self, plan: Any) -> nn.Module:
-        """The pruned model."""
+        """Apply a plan: return the pruned model."""
         return apply(self.task.model, plan, graph=self.graph)
 
     @abstractmethod
     def verify(self, small: nn.Module, plan: Any) -> Proof:
-        """Compares a pruned model with what it has to equal."""
+        """Compare a pruned model with its reference, such as the masked dense model."""
 
     def own_repairs(self, plan: Any) -> dict[str, Method]:
-        """Repairs beside those of `sc.repair`, by name."""
+        """Repairs that only this target has, by name."""
         return {}
 
     def repaired(self, small: nn.Module, plan: Any) -> nn.Module:
-        """The pruned model after the repair that was asked for, as far as it helped: `sc.repair`."""
+        """Run the requested repair, and keep what lowers the error; see `sc.repair`."""
         task = self.task
         return repair_model(
             small,
@@ -296,16 +296,16 @@ class Target(ABC):
         )
 
     def costs(self, plan: Any) -> tuple[Cost, Cost]:
-        """What the dense and the pruned model cost."""
+        """Costs of the dense and of the pruned model."""
         return plan.dense, plan.predicted
 
     def shares(self, plan: Any) -> tuple[float | None, float]:
-        """MACs and parameters of the pruned model, as shares of the dense one; None: MACs do not change."""
+        """MACs and parameters of the pruned model as shares of the dense ones; None if MACs do not change."""
         dense, small = self.costs(plan)
         return small.macs / dense.macs, small.params / dense.params
 
     def facts(self, small: nn.Module, plan: Plan, rule: Any, scores: Scores) -> dict[str, Any]:
-        """What the report says of the plan and of what stays as it was."""
+        """Data for the report: the layers, the cost curve, and what stayed unpruned."""
         return {
             "layers": layers_of(plan, scores.only(map(name_of, rule.signals))),
             "knob": knob_of(plan),
@@ -315,13 +315,13 @@ class Target(ABC):
 
 
 def rule_named(allocator: Any, rules: Mapping[str, Any], example: str, choosers: str = "") -> Any:
-    """The rule of this name, or the rule itself.
+    """Return the rule with this name, or the rule itself.
 
     Args:
-        allocator: What the user passed.
-        rules: What names stand for.
-        example: A rule as the user would write it, for the message.
-        choosers: Further names that the message gives.
+        allocator: The name or rule that the user passed.
+        rules: The known rules, by name.
+        example: Code that makes a rule, for the error message.
+        choosers: Further known names, for the error message. Ends with a comma and a space.
 
     Raises:
         SettingError: It is neither a known name nor a rule.

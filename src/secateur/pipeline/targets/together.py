@@ -1,4 +1,4 @@
-"""Units with experts or with blocks as what is removed, under one budget."""
+"""The targets that remove units together with experts or blocks, under one budget."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ WITH_EXPERTS: Mapping[str, Callable[[], Together]] = MappingProxyType(
         "experts alone, uniform": lambda: replace(Together.of("uniform"), share=1.0),
     }
 )
-"""What ``auto`` compares: one knob for both, and the same budget spent on units or on experts alone."""
+"""The rules that ``auto`` compares: one knob for both, or all removed from units or experts alone."""
 
 
 def _with_share(units: Allocator, blocks: Allocator, share: float) -> Callable[[], Together]:
@@ -88,30 +88,30 @@ WITH_BLOCKS: Mapping[str, Callable[[], Together]] = MappingProxyType(
         },
     }
 )
-"""What ``auto`` compares: what it compares for units and for blocks alone, and shares in between."""
+"""The rules that ``auto`` compares: those for units alone, those for blocks alone, and shares in between."""
 
 
 class Both(Units):
-    """Units and what is removed from the module itself. Rules for units decide on the groups of both.
+    """Removes units together with others (experts or blocks). Rules for units decide on the groups of both.
 
     Attributes:
-        of: The module with `apply` and `verify`.
-        of_units: The target of the units.
-        of_others: The target of the others.
+        module: The Python module with `apply` and `verify` for both.
+        units_target: The target class of the units.
+        others_target: The target class of the others.
     """
 
-    of: ClassVar[Any]
-    of_units: ClassVar[type[Units]] = Units
-    of_others: ClassVar[type[Target]]
+    module: ClassVar[Any]
+    units_target: ClassVar[type[Units]] = Units
+    others_target: ClassVar[type[Target]]
     forms = FORMS
     default = "auto"
     budgets = (Budget(params=0.75), Budget(params=0.5))
     graph: Any
 
     def __init__(self, task: Task, graph: Joined | None = None) -> None:
-        """Traces the model, unless its graph is at hand."""
-        self.units: Any = self.of_units(task, None if graph is None else graph.units)
-        self.others: Any = self.of_others(self.units.task, None if graph is None else graph.others)
+        """Trace the model, unless a graph is given."""
+        self.units: Any = self.units_target(task, None if graph is None else graph.units)
+        self.others: Any = self.others_target(self.units.task, None if graph is None else graph.others)
         super().__init__(self.units.task, graph or joined(self.units.graph, self.others.graph))
 
     @property
@@ -121,24 +121,24 @@ class Both(Units):
         return found
 
     def trace(self, model: nn.Module) -> Any:
-        """The groups of both."""
+        """Trace the model twice, and join the groups of both."""
         return joined(self.units.trace(model), self.others.trace(model))
 
     def score_signals(self, signals: Sequence[Any]) -> Scores:
-        """Each side by its own signals."""
+        """Score units and others, each by their own signals."""
         task = self.task
         return score(
             self.graph, task.fit, signals, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
         )
 
-    def scored(self, rules: Iterable[Allocates]) -> Scored:
-        """A pair is missing where one of its signals cannot be measured."""
+    def score_candidates(self, rules: Iterable[Allocates]) -> Scored:
+        """Score for candidates. A pair of signals is missing if the data cannot provide one of them."""
         both = [self.rule(rule) for rule in rules]
-        asked: list[list[Any]] = [  # rules of which only the signals are read
+        stand_ins: list[list[Any]] = [  # in place of rules: only their signals are read
             [SimpleNamespace(signals=[getattr(pair, side) for pair in rule.pairs]) for rule in both]
             for side in ("unit", "other")
         ]
-        units, others = self.units.scored(asked[0]), self.others.scored(asked[1])
+        units, others = self.units.score_candidates(stand_ins[0]), self.others.score_candidates(stand_ins[1])
         missing: dict[str, str] = {}
         pairs: dict[str, Pair] = {}
         for pair in (pair for rule in both for pair in rule.pairs):
@@ -151,29 +151,33 @@ class Both(Units):
 
     @staticmethod
     def with_curves(rule: Any, graph: Any, data: Any, scores: Any, *, progress: bool = False) -> Any:
-        """The rule with the curves that its rule for units measures."""
+        """Return the rule; its rule for units has the distortion curves that it measures."""
         both = Together.of(rule, graph.others.granularity)
         known = both.of_units_alone(graph.units, scores)
         units = with_unit_curves(both.units, graph.units, data, known, progress=progress)
         return replace(both, units=units)
 
-    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
-        """The rule with what its rule for units measures on these data."""
+    def with_measurements(self, rule: Any, data: Calibration, scores: Scores) -> Any:
+        """Return the rule; its rule for units has everything that it measures on data."""
         both = self.rule(rule)
         known = replace(scores, values=both.of_units_alone(self._program, scores.values))
-        return both if both.share == 1 else replace(both, units=self.units.measured(both.units, data, known))
+        return (
+            both
+            if both.share == 1
+            else replace(both, units=self.units.with_measurements(both.units, data, known))
+        )
 
     def default_budget(self, scored: Scored) -> Budget:
-        """The parameters that ``tod`` leaves at its default tolerance, or ``emp`` where it cannot decide."""
+        """Return the parameters that ``tod`` leaves by default; ``emp`` if ``tod`` lacks scores."""
         rule = next(
             (r for r in map(self.rule, ("tod", "emp")) if all(p.name in scored.scores for p in r.pairs)),
             self.rule("uniform"),
         )
         return Budget(params=self.allocate(rule, scored.scores, None).predicted.params)
 
-    def carry_out(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
-        """Plan and apply. The note says what goes along each axis."""
-        small, plan = super().carry_out(rule, scores, budget)
+    def plan_and_apply(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
+        """Plan and apply. The note says how much the others save, and how much the units."""
+        small, plan = super().plan_and_apply(rule, scores, budget)
         names = {group.name for group in self.graph.others.groups}
         others = {group.name: group.keep for group in plan.groups if group.name in names}
         whole, between, least = plan.dense, self.graph.cost(others), plan.predicted
@@ -189,15 +193,15 @@ class Both(Units):
         return with_note(small, said), plan
 
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
-        """With the masked dense model without the others."""
-        found: Proof = self.of.verify(self.task.model, small, plan, self._example, graph=self.graph)
+        """Compare with the dense model with masked units and without the removed others."""
+        found: Proof = self.module.verify(self.task.model, small, plan, self._example, graph=self.graph)
         return found
 
     def apply(self, plan: Plan) -> nn.Module:
-        """The module without both."""
+        """Apply a plan in the form that the user asked for."""
         task = self.task
         with clock(task.seconds, "apply"):
-            small: nn.Module = self.of.apply(
+            small: nn.Module = self.module.apply(
                 task.model,
                 plan,
                 task.form,
@@ -213,49 +217,49 @@ class Both(Units):
 
 
 class UnitsAndExperts(Both):
-    """Units and experts. What a rule for units does, it does for the groups of both."""
+    """Removes units and experts. A rule for units decides on the groups of both."""
 
-    of_others = Experts
+    others_target = Experts
     candidates = WITH_EXPERTS
     compared = ONE_KNOB
     refused: ClassVar[Mapping[str, str]] = {
         "steps": "rounds remove units or experts, not both",
         "allow_inexact": "only what leaves the rest unchanged is removed together with experts",
     }
-    of: ClassVar[Any] = experts
+    module: ClassVar[Any] = experts
 
     @staticmethod
     def rule(allocator: Any) -> Any:
-        """A rule whose knob means the same for units and for experts, or two with a share."""
+        """Return a rule with one knob for units and experts, or with one rule for each and a share."""
         return Together.of(allocator)
 
     @staticmethod
     def check_repair(repair: Methods) -> None:
-        """Any repair of units, and those of experts."""
+        """Check the repairs of units and those of experts."""
         Units.check_repair(_of_units(repair))
         check_methods("prune(granularity=['unit', 'expert'], repair", _of_experts(repair))
 
     @property
     def _methods(self) -> Sequence[Any]:
-        """Of units, for candidates."""
-        asked = _of_units(self.task.repair)
-        return next(iter(resolve_repairs("reconstruct" if asked == "auto" else quick(asked))), ())
+        """The repairs that the units of candidates get."""
+        repair = _of_units(self.task.repair)
+        return next(iter(resolve_repairs("reconstruct" if repair == "auto" else quick(repair))), ())
 
     @property
     def candidate_repair(self) -> str:
-        """The repairs of both that were asked for."""
+        """Names of the repairs that candidates get, of units and of experts."""
         of_experts = check_methods("prune(repair", _of_experts(self.task.repair))
         return " + ".join([*(method.name for method in self._methods), *of_experts])
 
     def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
-        """The model with masked units, without the experts; repaired without looking whether it helps."""
+        """Mask the units, remove the experts, and repair the result on `data` without measuring it."""
         small = apply_units(self.task.model, part(plan, "unit"), "masked")
         for method in self._methods:
             method.run(small, Work(lambda: self.graph.units, data))
         return self._without_experts(small, plan, data, lambda _, better: better)
 
     def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
-        """First the units are repaired, while all experts are there; then the experts that stay are."""
+        """Repair the units while all experts are still there; then remove experts, and refit the rest."""
         task = self.task
         if task.repair is None:
             return small
@@ -280,12 +284,12 @@ class UnitsAndExperts(Both):
         data: Calibration,
         accepted: Callable[[nn.Module, nn.Module], nn.Module],
     ) -> nn.Module:
-        """The model without its experts too, and those that stay refitted.
+        """Also remove the plan's experts, and refit the remaining ones.
 
         Args:
             small: The model without the plan's units.
             plan: What is removed.
-            data: To refit on.
+            data: The data to refit on.
             accepted: Chooses between the model before and after the refit.
         """
         task = self.task
@@ -299,24 +303,24 @@ class UnitsAndExperts(Both):
 
 
 class UnitsAndBlocks(Both):
-    """Units and residual blocks: blocks have a share of the saving, and units save the rest."""
+    """Removes units and residual blocks. Blocks save a share of the budget, and units save the rest."""
 
-    of_others = Blocks
+    others_target = Blocks
     candidates = WITH_BLOCKS
     compared = ("repair_aware", "tod", "emp", "uniform", "global", "random")
     refused: ClassVar[Mapping[str, str]] = {
         "steps": "rounds remove units or blocks, not both",
         "allow_inexact": "only what leaves the rest unchanged is removed together with blocks",
     }
-    of: ClassVar[Any] = blocks
+    module: ClassVar[Any] = blocks
 
     @staticmethod
     def rule(allocator: Any) -> Any:
-        """Any rule for units, and one for blocks, which have a share."""
+        """Return a rule for units and one for blocks, with the share that blocks save."""
         return Together.of(allocator, "block")
 
     def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
-        """The dense model with masked units and bypassed blocks, repaired without looking if it helps."""
+        """Mask the units, bypass the blocks, and repair the result on `data` without measuring it."""
         plan = blocks.whole_where_dropped(plan)
         small = apply_units(self.task.model, part(plan, "unit").of_graph(), "masked")
         bypass(small, removed_blocks(self.graph.others, plan))
@@ -327,20 +331,20 @@ class UnitsAndBlocks(Both):
 
 
 class UnitsHeadSizesAndBlocks(UnitsAndBlocks):
-    """Units but whole heads, dimensions of heads, and residual blocks."""
+    """Removes units except whole heads, dimensions of heads, and residual blocks."""
 
-    of_units = UnitsAndHeadSizes
+    units_target = UnitsAndHeadSizes
 
 
 def _of_units(repair: Methods) -> Methods:
-    """The repairs but those of experts; None if none is left."""
+    """Return the repairs without those of experts; None if none is left."""
     if repair is None or repair == "auto":
         return repair
     return tuple(name for name in listed(repair) if name not in REPAIRS) or None
 
 
 def _of_experts(repair: Methods) -> Methods:
-    """The repairs of experts; None if none is asked for."""
+    """Return the repairs of experts; None if there is none."""
     if repair is None or repair == "auto":
         return repair
     return tuple(name for name in listed(repair) if name in REPAIRS) or None

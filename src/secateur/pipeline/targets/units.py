@@ -18,9 +18,9 @@ from secateur.graph.trace import trace
 from secateur.pipeline.auto.auto import UNITS, Auto
 from secateur.pipeline.auto.choosers import CHOOSERS
 from secateur.pipeline.auto.depth import weighted_by_depth
-from secateur.pipeline.auto.scored import scored
+from secateur.pipeline.auto.scored import score_candidates
+from secateur.pipeline.expressible import plan_until_expressible
 from secateur.pipeline.result import clock, few
-from secateur.pipeline.settling import settle
 from secateur.pipeline.shortage import shortage
 from secateur.pipeline.targets.target import Form, Scored, Target
 from secateur.plan import Plan
@@ -58,10 +58,10 @@ class Units(Target):
         """Trace a model."""
         return trace(model, self.task.example.inputs, allow_inexact=self.task.allow_inexact)
 
-    def scored(self, rules: Iterable[Allocates]) -> Scored:
-        """Score all signals of these rules that the data are enough for, in one pass."""
+    def score_candidates(self, rules: Iterable[Allocates]) -> Scored:
+        """Score all signals of these rules that the data can provide, in one pass."""
         task = self.task
-        return scored(
+        return score_candidates(
             rules,
             self.graph,
             task.model,
@@ -73,14 +73,14 @@ class Units(Target):
 
     @staticmethod
     def with_curves(rule: Any, graph: Graph, data: Any, scores: Scores, *, progress: bool = False) -> Any:
-        """Add to the rule the curves that it measures on data, if it needs some."""
+        """Return the rule with the distortion curves that it measures on data, if it needs some."""
         return with_unit_curves(rule, graph, data, scores, progress=progress)
 
-    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
-        """Also give the rule the factors that it measures on pruned models, if it asks for some."""
+    def with_measurements(self, rule: Any, data: Calibration, scores: Scores) -> Any:
+        """Return the rule with its curves, and with the factors that `RepairAware(parts=...)` measures."""
         if isinstance(rule, RepairAware) and rule.parts:
             return weighted_by_depth(rule, self, data, scores)
-        return super().measured(rule, data, scores)
+        return super().with_measurements(rule, data, scores)
 
     def default_budget(self, scored: Scored) -> Budget:
         """Return the MACs that ``tod`` leaves with its default tolerance."""
@@ -101,14 +101,14 @@ class Units(Target):
 
     @property
     def candidate_repair(self) -> str:
-        """The names of the repairs that candidates get: those asked for, or ``reconstruct`` for ``auto``."""
+        """Names of the repairs that candidates get; ``reconstruct`` for ``auto``. None of them trains."""
         return " + ".join(method.name for method in self._methods)
 
     def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
         """Apply a plan in the form that is fastest to make, and repair the result.
 
-        That form is the captured program, if all batches are like the traced inputs. The user's own loss or
-        metric may pass targets to the model, or call its methods, so with such a one it is another form.
+        That form is the captured program if all batches are like the traced inputs. It is another form if the
+        user gives a loss or metric: such a function may pass targets to the model, or call its methods.
         """
         programs = self.graph.programs
         varied = (
@@ -124,7 +124,7 @@ class Units(Target):
         forms: tuple[Form, Form] = (form, "graph") if varied else ("graph", form)
         try:
             small = self._applied(plan, forms[0])
-        except ApplyError:  # some models have no program, and some groups no module
+        except ApplyError:  # some models cannot be captured, and some groups need the captured program
             small = self._applied(plan, forms[1])
         for method in self._methods:
             method.run(small, Work(lambda: self.graph, data))
@@ -145,38 +145,38 @@ class Units(Target):
                 on_unrealisable=task.on_unrealisable,
             )
 
-    def carry_out(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
-        """Plan and apply. Plan again, with fewer groups, until a module can express what the plan removes."""
-        noted: list[str] = []  # what each round left whole
+    def plan_and_apply(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
+        """Plan and apply. Plan again with fewer groups until a module can express the whole plan."""
+        notes: list[str] = []  # for each plan, which groups its rounds could not prune
 
         def decide(limits: Limits | None) -> Plan:
             with clock(self.task.seconds, "allocate"):
-                return _agreed(self.graph, partial(self._decide, rule, scores, budget, limits, noted))
+                return _agreed(self.graph, partial(self._decide, rule, scores, budget, limits, notes))
 
-        found = settle(decide, self.apply, self.task.limits)
-        small = with_note(found.model, " ".join(filter(None, (found.note, *noted[-1:]))))
+        found = plan_until_expressible(decide, self.apply, self.task.limits)
+        small = with_note(found.model, " ".join(filter(None, (found.note, *notes[-1:]))))
         return small, record_of(small).plan
 
     def _decide(
-        self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None, noted: list[str]
+        self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None, notes: list[str]
     ) -> Plan:
-        """Allocate, in rounds or at once, and note what stayed whole."""
+        """Make the plan, and append the note of its rounds to `notes`."""
         plan: Plan
         plan, note = self.decide(rule, scores, budget, limits)
-        noted.append(note)
+        notes.append(note)
         return plan
 
-    def intermediate(self, plan: Plan) -> nn.Module:
-        """Apply a plan between two rounds, in any form."""
+    def apply_between_rounds(self, plan: Plan) -> nn.Module:
+        """Apply a plan between two rounds, in whatever form works."""
         return self._applied(plan, on_unrealisable=self.task.on_unrealisable)
 
     @property
     def _program(self) -> Graph:
-        """The graph of the program, whose layers are refitted."""
+        """The graph whose layers repairs refit."""
         return self.graph
 
     def facts(self, small: nn.Module, plan: Plan, rule: Any, scores: Scores) -> dict[str, Any]:
-        """Also say what the data are too few for, where layers may be refitted."""
+        """Like `Target.facts`; if layers are refitted, also say which layer has too few data."""
         found = super().facts(small, plan, rule, scores)
         if self.task.repair is None:
             return found
@@ -188,7 +188,7 @@ class Units(Target):
 
 
 def _agreed(graph: Graph, allocate: Callable[[], Plan]) -> Plan:
-    """Allocate. If several processes work together (see `score`), all get the plan of the first."""
+    """Make a plan. If several processes work together (see `score`), all get the plan of the first one."""
     with joined(graph.device) as team:
         with team.together():
             plan = allocate()

@@ -90,29 +90,30 @@ class SingleWeights(Target):
 
     @cached_property
     def prunable(self) -> Weights:
-        """The weights of linear layers and convolutions."""
+        """The weights that masks can cover: those of linear layers and convolutions."""
         return weights_of(self.task.model)
 
     def trace(self, model: nn.Module) -> Graph:
         """Trace the model. Only repairs need the trace, so inexact groups are allowed."""
         return trace(model, self.task.example.inputs, allow_inexact=True)
 
-    def scored(self, rules: Iterable[Allocates]) -> Scored:
+    def score_candidates(self, rules: Iterable[Allocates]) -> Scored:
         """Score for these allocators and for ``emp``, which decides the default budget."""
         return Scored(self.score([*rules, EMP()]))
 
     @staticmethod
     def with_curves(rule: Any, graph: Weights, data: Any, scores: Scores, *, progress: bool = False) -> Any:
-        """With the curves that `Repairability` needs."""
+        """Return the rule with the distortion curves that `Repairability` measures on data."""
         return with_curves(rule, graph.model, data, scores, progress=progress)
 
     def allocate(
         self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None = None
     ) -> MaskPlan:
-        """The masks. Only an `Allocator` can decide them."""
+        """Make the masks. Only a subclass of `Allocator` can do that."""
         if not isinstance(rule, Allocator):
             raise SettingError(
-                f"masks: expected a rule for single weights, got {rule!r}. Derive it from sc.Allocator."
+                f"masks: expected a rule for single weights, got {rule!r}, which is no "
+                "sc.Allocator. Derive its class from sc.Allocator."
             )
         plan: MaskPlan = super().allocate(rule, scores, budget, limits)
         return plan
@@ -128,8 +129,8 @@ class SingleWeights(Target):
     @property
     def _repairs(self) -> tuple[str | Method, ...]:
         """The repairs that candidates get: none that train, and ``reconstruct`` for ``auto``."""
-        asked = "reconstruct" if self.task.repair == "auto" else quick(self.task.repair)
-        return () if asked is None else listed(asked)
+        repairs = "reconstruct" if self.task.repair == "auto" else quick(self.task.repair)
+        return () if repairs is None else listed(repairs)
 
     @property
     def candidate_repair(self) -> str:
@@ -162,7 +163,7 @@ class SingleWeights(Target):
         return dense, Cost(dense.params - plan.removed, dense.macs)
 
     def shares(self, plan: MaskPlan) -> tuple[float | None, float]:
-        """The plan's share of the dense MACs, None because masks remove no MACs, and of the parameters."""
+        """None, because masks remove no MACs; and the share of the parameters that are not zero."""
         dense, small = self.costs(plan)
         return None, small.params / dense.params
 

@@ -1,7 +1,7 @@
-"""Removing inputs of layers one after another, with what is left refitted: a downdate, not a refit.
+"""Remove inputs of layers one after another, and update the fit of the others instead of refitting it.
 
 For least squares the error that a removal adds is known without refitting: with H the scatter matrix of a
-layer's columns and W its refitted weight, losing the columns c of a unit adds ``W_c^T (H^-1)_cc^-1 W_c``
+layer's columns and W its refitted weight, removing the columns c of a unit adds ``W_c^T (H^-1)_cc^-1 W_c``
 to the error, and H^-1 and W without them follow by elimination (the optimal brain surgeon of Hassibi and
 Stork 1993, for blocks of columns; the error of a layer is exactly quadratic).
 """
@@ -14,35 +14,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 DAMPING = 1e-4
-"""Added to the scatter's diagonal, relative to its mean."""
+"""Damping that is added to the scatter's diagonal, relative to its mean."""
 
 STEPS = 128
-"""Large groups lose several units between two eliminations, so that there are about this many."""
+"""About this many eliminations are made for a group: large groups lose several units in each."""
 
 SPARSE = 1.25
-"""The matrices are cut to what stays when they have so many times its columns."""
+"""The matrices are compressed when they have this many times the columns that are left."""
 
 
 class Consumer:
-    """One regression whose columns belong to units, while units are eliminated."""
+    """A regression whose columns belong to units, from which units are eliminated."""
 
     def __init__(self, scatter: Tensor, weight: Tensor, unit: Tensor) -> None:
         """Prepare.
 
         Args:
-            scatter: Of the columns, about their mean; float64 [columns, columns]
-            weight: In units in which an error of one matters alike everywhere; float64 [columns, outputs]
-            unit: Of each column; -1 for those that stay. [columns]
+            scatter: Scatter matrix of the columns, about their mean. float64 [columns, columns]
+            weight: The weight, scaled so that errors of all outputs count equally. float64 [columns, outputs]
+            unit: The unit of each column; -1 for columns that stay. [columns]
         """
         damped = scatter.clone()
         damped.diagonal().add_(DAMPING * float(damped.diagonal().mean()) or 1.0)
-        factor, failed = torch.linalg.cholesky_ex(damped)  # it fails only by rounding
+        factor, failed = torch.linalg.cholesky_ex(damped)  # it can fail only because of rounding
         self._inverse = torch.linalg.inv(damped) if bool(failed) else torch.cholesky_inverse(factor)
         # Only products of rows of the weight matter, so no more outputs than columns are needed.
         wide = weight.shape[1] > len(weight)
         self._weight = torch.linalg.qr(weight.t(), mode="r").R.t().contiguous() if wide else weight.clone()
         self._stays = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
-        # Units with equally many columns lie together: for each number, the units and their columns.
+        # For each number of columns: the units that have so many, and their columns.
         by_count: dict[int, list[tuple[int, Tensor]]] = {}
         for u in unit.unique().tolist():
             if u >= 0:
@@ -54,7 +54,7 @@ class Consumer:
         ]
 
     def losses(self, size: int) -> NDArray[np.float64]:
-        """The error that removing each unit alone adds; zero for one that is gone. [size]"""
+        """Return the error that removing each unit alone adds; zero for removed units. [size]"""
         found = np.zeros(size)
         for units, c in self._columns:
             weight = self._weight[c]
@@ -62,8 +62,8 @@ class Consumer:
             found[units] = (weight * solved).sum((1, 2)).cpu().numpy()
         return found
 
-    def lose(self, units: NDArray[np.int64]) -> None:
-        """Remove units, and update what is left."""
+    def remove(self, units: NDArray[np.int64]) -> None:
+        """Remove units, and update the weight and the inverse for the others."""
         found, left = [], []
         for own, columns in self._columns:
             gone = np.isin(own, units)
@@ -84,7 +84,7 @@ class Consumer:
             self._compress()
 
     def _compress(self) -> None:
-        """Drop the rows and columns of units that are gone, so that later steps are smaller."""
+        """Drop the rows and columns of removed units, so that later steps are faster."""
         at = self._stays.nonzero()[:, 0]
         self._weight, self._inverse = self._weight[at], self._inverse[at][:, at]
         new = torch.cumsum(self._stays, 0) - 1
@@ -93,11 +93,11 @@ class Consumer:
 
 
 def eliminate(size: int, consumers: list[Consumer]) -> NDArray[np.float64]:
-    """The error after each unit and all before it are gone, when the cheapest goes first. [size]
+    """Remove all units, the cheapest first. Return the error after each unit's removal. [size]
 
     Args:
         size: Number of units.
-        consumers: What reads them; their errors add up. They are used up.
+        consumers: The regressions that read the units. Their errors add up. They are changed.
     """
     alive, value, error = np.ones(size, dtype=bool), np.zeros(size), 0.0
     while alive.any():
@@ -110,6 +110,6 @@ def eliminate(size: int, consumers: list[Consumer]) -> NDArray[np.float64]:
             error += float(loss)
             value[unit] = error
         for consumer in consumers:
-            consumer.lose(gone)
+            consumer.remove(gone)
         alive[gone] = False
     return value

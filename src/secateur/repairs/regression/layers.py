@@ -2,7 +2,7 @@
 
 A layer that multiplies its input with a weight and sums is ``Y = X W + b``: each position of its output
 gives a row, each input that a position reads gives a column. A grouped convolution is as many
-regressions as it has groups. Where all positions are more than enough, some of each sample will do.
+regressions as it has groups. If there are more positions than needed, some of each sample are enough.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from secateur.stream.calls import Call, ProgramCalls
 from secateur.stream.roworder import positions_come_first
 
 _CHUNK = 1 << 23
-"""Entries of the column matrix that are made at a time."""
+"""Number of entries of the column matrix that are made at once."""
 
 
 class Layer(ABC):
-    """One kind of operator."""
+    """A kind of layer, seen as a regression."""
 
     x: str = "input"
     weight: str = "weight"
@@ -36,34 +36,34 @@ class Layer(ABC):
     """Names of the operator's arguments."""
 
     def fits(self, call: Call) -> bool:
-        """Whether this call is one that the regression describes, with samples along axis 0 of its input."""
+        """Whether the regression describes this call, with samples along axis 0 of its input."""
         return bool(call.arguments()[self.x].meta["val"].ndim >= 2)
 
     @abstractmethod
     def columns(self, x: Tensor, weight: Tensor, call: Call, places: Tensor | None = None) -> Tensor:
-        """What each position of the output reads. [groups, positions, columns]
+        """Return the inputs that each position of the output reads. [groups, positions, columns]
 
         Args:
             x: The input.
             weight: The weight.
             call: The call.
-            places: The positions of each sample that count, if not all. [samples, positions of one]
+            places: The positions to take from each sample. None: all. [samples, positions of one]
         """
 
     @abstractmethod
     def targets(self, y: Tensor, weight: Tensor, call: Call, places: Tensor | None = None) -> Tensor:
-        """The output, a row for each position that counts. [groups, positions, outputs]"""
+        """Return the output, one row for each chosen position. [groups, positions, outputs]"""
 
     @abstractmethod
     def matrix(self, weight: Tensor, call: Call) -> Tensor:
-        """The weight as a matrix. [groups, columns, outputs]"""
+        """Return the weight as a matrix. [groups, columns, outputs]"""
 
     @abstractmethod
     def unmatrix(self, matrix: Tensor, weight: Tensor, call: Call) -> Tensor:
-        """The inverse of `matrix`, in the shape of `weight`."""
+        """Return a matrix as a weight, in the shape of `weight`: the inverse of `matrix`."""
 
     def outputs(self, weight: Tensor, call: Call) -> int:
-        """Number of outputs of each position, over all groups."""
+        """Return the number of outputs at each position, over all groups."""
         matrix = self.matrix(weight, call)
         return len(matrix) * matrix.shape[2]
 
@@ -98,7 +98,7 @@ class Product(Linear):
     bias: str | None = None
 
     def fits(self, call: Call) -> bool:
-        """A matrix, and nothing scaled."""
+        """Whether the weight is a matrix, and the product is not scaled."""
         given = call.arguments()
         plain = given.get("alpha", 1) == 1 and given.get("beta", 1) == 1
         return plain and super().fits(call) and given[self.weight].meta["val"].ndim == 2
@@ -246,7 +246,7 @@ LAYERS: dict[str, Layer] = {
         Transposed(),
     ),
 }
-"""Operator -> how it is a regression."""
+"""Operator -> its kind of layer."""
 
 
 @dataclass(frozen=True)
@@ -254,11 +254,11 @@ class Site:
     """One call of a layer.
 
     Attributes:
-        node: Its output.
-        layer: Its kind.
-        x: Its input.
-        weight: Its weight, a tensor of the model.
-        bias: Its bias, if it has one.
+        node: The node of the output.
+        layer: The kind of layer.
+        x: The node of the input.
+        weight: The node of the weight, a tensor of the model.
+        bias: The node of the bias; None if it has none.
     """
 
     node: fx.Node
@@ -269,12 +269,12 @@ class Site:
 
     @classmethod
     def of(cls, node: fx.Node, call: Call, program_calls: ProgramCalls) -> Site | None:
-        """The node as a layer; None if it is none whose weight can be set.
+        """Return a node as a layer; None if it is no layer, or its weight is no tensor of the model.
 
         Args:
-            node: An operator call.
-            call: The same, with the constants that it has after a plan.
-            program_calls: Of the program.
+            node: The node of an operator call.
+            call: The call, with the constants that it has after a plan.
+            program_calls: The calls of the program.
         """
         layer = LAYERS.get(str(node.target))
         if layer is None:
@@ -290,11 +290,11 @@ class Site:
 
     @cached_property
     def _positions_first(self) -> bool:
-        """Whether its input has positions before samples."""
+        """Whether the input has the axis of positions before that of samples."""
         return positions_come_first(self.x)
 
     def reads(self, call: Call, weight: Tensor) -> Any:
-        """What it reads as columns: calls with equal answers have equal columns. Hashable."""
+        """Return a hashable value that is equal for calls with equal columns."""
         named = {self.layer.x, self.layer.weight, self.layer.bias}
         settings = sorted((k, repr(v)) for k, v in call.arguments().items() if k not in named)
         return self.x, self.layer, self.layer.matrix(weight, call).shape[:2], tuple(settings)
@@ -306,14 +306,14 @@ class Site:
 
         Args:
             call: The call.
-            weight: Its weight.
-            padding: Which positions are padding.
-            values: Values with samples along axis 0; the last is shaped like the layer's output.
-            most: Most positions to take from each sample.
+            weight: The weight.
+            padding: The padding of the batch.
+            values: Values with samples along axis 0. The last one has the shape of the layer's output.
+            most: Largest number of positions to take from each sample.
 
         Returns:
-            For each piece, which positions are no padding, bool [samples, positions], or None if all are
-            none; and its part of each value.
+            For each piece: which positions are no padding, bool [samples, positions], or None without
+            padding; and the piece of each value.
         """
         positions = self.positions(call, weight, values[-1])
         turned = bool(padding.masks) and self._positions_first
@@ -332,7 +332,7 @@ class Site:
         generator: torch.Generator,
         real: Tensor | None = None,
     ) -> Tensor | None:
-        """Draw positions of each sample at random, padding last. [samples, most]; None: all of them."""
+        """Choose random positions of each sample, padding last. [samples, most]; None for all positions."""
         positions = self.positions(call, weight, y)
         if positions <= most:
             return None
@@ -341,5 +341,5 @@ class Site:
         return drawn.topk(most).indices.to(y.device)
 
     def positions(self, call: Call, weight: Tensor, y: Tensor) -> int:
-        """How many positions a sample of the output has."""
+        """Return the number of positions in a sample of the output."""
         return y[:1].numel() // max(1, self.layer.outputs(weight, call))

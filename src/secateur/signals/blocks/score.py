@@ -1,4 +1,4 @@
-"""Blocks in `sc.score`: what each residual block is worth, by all signals asked for."""
+"""`sc.score` for residual blocks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from secateur.common.models import copied, evaluating
 from secateur.measure.evaluate import floats_of, squared_distance
 from secateur.signals.blocks import SIGNALS, BlockSignal, BlockTally, Context
 from secateur.signals.loss import LossFn, loss_of
-from secateur.signals.named import gathered
+from secateur.signals.named import score_named
 from secateur.signals.scores import Scores
-from secateur.signals.units.combination import Asked
+from secateur.signals.units.combination import SignalLike
 from secateur.targets.blocks.block import Block, bypassing, watching
 from secateur.targets.blocks.graph import BlockGraph
 from secateur.targets.experts.routing import replaced
@@ -27,7 +27,7 @@ from secateur.targets.experts.routing import replaced
 HELD_BYTES = 1 << 29
 """Most bytes of what blocks give that are kept: then ``output_change`` need not run the first ones again."""
 
-BlockAsked: TypeAlias = Asked | BlockSignal
+BlockAsked: TypeAlias = SignalLike | BlockSignal
 """A name (also ``a*b`` and ``a+b``), a signal for blocks, or a combination of names."""
 
 
@@ -41,7 +41,7 @@ def score(
     seed: int = 0,
     progress: bool = True,
 ) -> Scores:
-    """What each residual block is worth, by all signals: see `secateur.score`.
+    """Score each residual block with every signal; see `secateur.score`.
 
     The data are read once. ``output_change`` runs each batch once more for each block. The model comes back
     bitwise as it was.
@@ -63,7 +63,7 @@ def score(
 
     needs = ("streams", "outputs", "gradients")
     context = Context(graph, seed)
-    return gathered(graph, signals, SIGNALS, BlockSignal, context, needs, calibration, forward, look)
+    return score_named(graph, signals, SIGNALS, BlockSignal, context, needs, calibration, forward, look)
 
 
 def _look(

@@ -1,4 +1,4 @@
-"""Experts in `sc.score`: what each expert is worth, by all signals asked for, in one pass over the data."""
+"""`sc.score` for experts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from secateur.calibration.padding import running_padding
 from secateur.common.models import evaluating
 from secateur.signals.experts import SIGNALS, Context, ExpertSignal, ExpertTally
 from secateur.signals.loss import LossFn, loss_of
-from secateur.signals.named import gathered
+from secateur.signals.named import score_named
 from secateur.signals.scores import Scores
-from secateur.signals.units.combination import Asked
+from secateur.signals.units.combination import SignalLike
 from secateur.targets.experts.blocks import Block
 from secateur.targets.experts.graph import ExpertGraph, expert_parameters
 from secateur.targets.experts.routing import Call, Routed, watching
 
-ExpertAsked: TypeAlias = Asked | ExpertSignal
+ExpertAsked: TypeAlias = SignalLike | ExpertSignal
 """A name (also ``a*b`` and ``a+b``), a signal for experts, or a combination of names."""
 
 
@@ -36,7 +36,7 @@ def score(
     seed: int = 0,
     progress: bool = True,
 ) -> Scores:
-    """What each expert of each block is worth, by all signals in one pass: see `secateur.score`.
+    """Score each expert of each block with every signal, in one pass; see `secateur.score`.
 
     The model comes back bitwise as it was.
 
@@ -47,7 +47,7 @@ def score(
         ScoreError: A signal is unknown, or its scores are not finite.
         CalibrationError: The data cannot feed what a signal needs.
     """
-    return gathered(
+    return score_named(
         graph,
         signals,
         SIGNALS,

@@ -56,7 +56,7 @@ class Specialisation(ExpertSignal):
             if getattr(self, setting) < 1:
                 raise SettingError(
                     f"specialisation: expected {setting} of at least 1, got {getattr(self, setting)}. "
-                    "Do give a positive number."
+                    "Give a positive number."
                 )
 
     def start(self, context: Context) -> ExpertTally:

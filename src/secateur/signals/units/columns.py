@@ -1,4 +1,4 @@
-"""What layers read and give, as sums over positions. The errors of removals follow from these."""
+"""Sums of layers' inputs and outputs over positions, from which the errors of removals are computed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from torch import Tensor
 from secateur.repairs.regression.leastsquares import add_products
 
 PROBES = 8
-"""Random signs that the differences between samples are measured with."""
+"""Number of random sign vectors that estimate how much samples differ."""
 
 
 class Columns:
-    """What layers read, summed over positions in float64. Layers that read the same share it.
+    """Sums over positions of the inputs of layers, in float64. Layers with the same inputs share them.
 
     Attributes:
         state: ``count``, the number of positions; ``x`` [parts, columns] and ``xx`` [parts, columns,
-            columns], the columns and their products. And of samples, with their m positions and the products
-            P of different columns, summed over these, the sums of ``m2``, the squares of m; of ``mpz``, m P z
-            for each probe z [parts, probes, columns]; and of ``pz2``, all squares of P z [parts].
-        views: In how many views each sample is shown. So many of them count as one sample.
+            columns], the sums of the columns and of their products. Further sums run over samples. Let a
+            sample have m positions, and let P be the sum over these of products of different columns. Then
+            ``m2`` sums the squares of m; ``mpz`` sums m P z for each probe z [parts, probes, columns]; and
+            ``pz2`` sums all squares of P z [parts].
+        views: Number of views of each sample, which together count as one sample.
     """
 
     def __init__(self, parts: int, columns: int, device: torch.device, views: int = 1) -> None:
@@ -45,9 +46,9 @@ class Columns:
         """Add some samples.
 
         Args:
-            x: [parts, positions, columns], the positions of each sample one after the other.
-            samples: How many samples these are.
-            rows: Which positions are no padding. bool [positions], or a slice of all.
+            x: The inputs, all positions of one sample after those of another. [parts, positions, columns]
+            samples: Number of samples.
+            rows: Which positions are no padding. bool [positions], or a slice for all positions.
         """
         if x.shape[1] == 0:  # an expert may get no token
             return
@@ -67,7 +68,7 @@ class Columns:
         self.state["m2"] += m.square().sum()
 
     def covariance(self) -> Tensor:
-        """Of the columns, shrunk to its diagonal as far as samples differ. [parts, columns, columns]"""
+        """Return the covariance of the columns, shrunk towards its diagonal. [parts, columns, columns]"""
         count = self.state["count"].clamp_min(1)
         mean, second = self.state["x"] / count, self.state["xx"] / count
         differ = self.state["pz2"]  # becomes the sum over samples of |P z - m E[P z]|^2
@@ -80,7 +81,7 @@ class Columns:
 
 
 class Uncorrelated(Columns):
-    """Columns whose products with each other are zero: their squares are all there is to know.
+    """Columns that are known to be uncorrelated, so that only their squares are summed.
 
     Attributes:
         state: ``count``, the number of positions, and ``xx`` [parts, columns], the squares of the columns.
@@ -98,12 +99,12 @@ class Uncorrelated(Columns):
         self.state["xx"] += x.double().square().sum(1)
 
     def covariance(self) -> Tensor:
-        """The mean squares on the diagonal. [parts, columns, columns]"""
+        """Return a diagonal matrix of the mean squares. [parts, columns, columns]"""
         return torch.diag_embed(self.state["xx"] / self.state["count"].clamp_min(1))
 
 
 class Ends:
-    """What the output of a layer goes into, summed over positions in float64.
+    """Sums over positions of the value that a layer's output is added to, in float64.
 
     Attributes:
         state: ``count``, the number of positions; ``y`` and ``yy`` [parts, outputs], the values and their
@@ -119,33 +120,35 @@ class Ends:
         }
 
     def add(self, y: Tensor) -> None:
-        """y: [parts, positions, outputs]"""
+        """Add the values y [parts, positions, outputs]."""
         y = y if y.dtype in (torch.float32, torch.float64) else y.float()
         self.state["count"] += y.shape[1]
         self.state["y"] += y.sum(1)
         self.state["yy"] += y.square().sum(1)
 
     def variance(self) -> float:
-        """Over all entries together."""
+        """Return the variance, summed over all entries."""
         count = self.state["count"].clamp_min(1)
         around = self.state["yy"] / count - (self.state["y"] / count).square()
         return float(around.clamp_min(0).sum())
 
 
 def shrunk(covariance: Tensor, error: Tensor) -> Tensor:
-    """A covariance as far as its data tell: what is not on the diagonal goes towards zero.
+    """Shrink a covariance towards its diagonal, as far as its other entries are uncertain.
 
-    With fewer samples than columns any column is a sum of others, and any unit would seem replaceable. The
-    share that goes is the expected squared error of these entries over their sum of squares.
+    With fewer samples than columns, any column is a combination of others, and any unit would seem
+    replaceable. The other entries are reduced by their expected squared error, divided by their sum of
+    squares.
 
     Source: Ledoit and Wolf 2004, A well-conditioned estimator for large-dimensional covariance matrices; with
-    the diagonal as target as in Schäfer and Strimmer 2005. Departures: what varies are samples, not
-    positions, which depend on each other; products are about zero, not about the mean, which gives a larger
-    share; and the error comes from random signs (`PROBES`) instead of all entries (Hutchinson 1990).
+    the diagonal as target as in Schäfer and Strimmer 2005. Departures: the error is that between
+    samples, not between positions, which depend on each other; products are about zero, not about the mean,
+    which gives a larger error; and the error is estimated with random signs (`PROBES`) instead of all entries
+    (Hutchinson 1990).
 
     Args:
         covariance: [parts, columns, columns]
-        error: Sum of the expected squared errors of all entries beside the diagonal. [parts]
+        error: Sum of the expected squared errors of all entries outside of the diagonal. [parts]
     """
     diagonal = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
     size = (covariance - diagonal).square().sum((1, 2))
@@ -154,12 +157,12 @@ def shrunk(covariance: Tensor, error: Tensor) -> Tensor:
 
 
 def added_up(size: int, consumers: Iterable[tuple[Tensor, Tensor, Tensor]]) -> NDArray[np.float64]:
-    """The error after each unit and all cheaper ones are gone, where columns are uncorrelated. [size]
+    """Return the error after each unit and all cheaper ones are removed, for uncorrelated columns. [size]
 
     Args:
         size: Number of units.
-        consumers: As for `secateur.repairs.regression.elimination.Consumer`. Of a scatter only the diagonal
-            counts.
+        consumers: As for `secateur.repairs.regression.elimination.Consumer`. Only the diagonal
+            of a scatter is used.
     """
     each = np.zeros(size)
     for scatter, weight, unit in consumers:

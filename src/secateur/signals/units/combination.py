@@ -18,7 +18,7 @@ from secateur.signals.signal import Signal, Vector
 class Combination(ABC):
     """A signal whose scores are computed from those of its parts, within each group.
 
-    It needs what its parts need, and they are gathered once, also where they are asked for on their own.
+    It needs everything that its parts need. A part that is also requested by itself is computed only once.
 
     Attributes:
         parts: Names, signals, or other combinations; at least two.
@@ -28,11 +28,11 @@ class Combination(ABC):
         SettingError: Fewer than two parts, or a part is none of these.
     """
 
-    parts: tuple[Asked, ...]
+    parts: tuple[SignalLike, ...]
 
     operator: ClassVar[str]
 
-    def __init__(self, *parts: Asked) -> None:
+    def __init__(self, *parts: SignalLike) -> None:
         for part in parts:
             if not isinstance(part, str | Signal | Combination):
                 raise SettingError(
@@ -50,7 +50,7 @@ class Combination(ABC):
         """The name of its scores."""
         return self.operator.join(map(self._name_of_part, self.parts))
 
-    def _name_of_part(self, part: Asked) -> str:
+    def _name_of_part(self, part: SignalLike) -> str:
         name = name_of(part)
         return f"({name})" if self.operator == "*" and "+" in name else name
 
@@ -118,59 +118,59 @@ class RankSum(Combination):
         return mean
 
 
-Asked: TypeAlias = str | Signal | Combination
-"""What can be asked for: a name (also ``a*b`` and ``a+b``), a signal, or a combination."""
+SignalLike: TypeAlias = str | Signal | Combination
+"""Anything that names a signal: a name (also ``a*b`` and ``a+b``), a signal, or a combination."""
 
 
-def name_of(asked: Asked) -> str:
-    """The name of a signal's scores."""
-    return asked if isinstance(asked, str) else asked.name
+def name_of(signal: SignalLike) -> str:
+    """Return the name of a signal's scores."""
+    return signal if isinstance(signal, str) else signal.name
 
 
-def listed(asked: Asked | Iterable[Asked]) -> tuple[Asked, ...]:
-    """Return a list, also for a single signal."""
-    return (asked,) if isinstance(asked, str | Signal | Combination) else tuple(asked)
+def listed(signals: SignalLike | Iterable[SignalLike]) -> tuple[SignalLike, ...]:
+    """Return one or several signals as a tuple."""
+    return (signals,) if isinstance(signals, str | Signal | Combination) else tuple(signals)
 
 
-def parse(asked: Asked) -> Asked:
-    """The combination that a name such as ``a*b+c`` stands for (``*`` before ``+``); all else unchanged.
+def parse(signal: SignalLike) -> SignalLike:
+    """Turn a name such as ``a*b+c`` into a combination (``*`` before ``+``); return others unchanged.
 
     Example:
         >>> parse("l1*wasserstein+taylor")
         RankSum(parts=(Product(parts=('l1', 'wasserstein')), 'taylor'))
     """
-    if not isinstance(asked, str):
-        return asked
+    if not isinstance(signal, str):
+        return signal
     for kind in (RankSum, Product):
-        parts = asked.split(kind.operator)
+        parts = signal.split(kind.operator)
         if len(parts) > 1:
             return kind(*map(parse, parts))
-    return asked
+    return signal
 
 
-def with_combinations(scores: Scores, asked: Iterable[Asked]) -> Scores:
-    """The same scores, and those of all combinations that were asked for.
+def with_combinations(scores: Scores, signals: Iterable[SignalLike]) -> Scores:
+    """Add to the scores those of all requested combinations.
 
     Raises:
         ScoreError: A part was not scored, or cannot be multiplied.
     """
     values = dict(scores.values)
-    for combination in map(parse, asked):
+    for combination in map(parse, signals):
         if isinstance(combination, Combination):
             values[combination.name] = _scored(combination, scores)
     return replace(scores, values=values)
 
 
-def _scored(asked: Asked, scores: Scores) -> Mapping[str, Vector]:
-    asked = parse(asked)
-    if not isinstance(asked, Combination):
-        return scores[name_of(asked)]
-    parts = [_scored(part, scores) for part in asked.parts]
-    return {group: asked.combine([part[group] for part in parts]) for group in parts[0]}
+def _scored(signal: SignalLike, scores: Scores) -> Mapping[str, Vector]:
+    signal = parse(signal)
+    if not isinstance(signal, Combination):
+        return scores[name_of(signal)]
+    parts = [_scored(part, scores) for part in signal.parts]
+    return {group: signal.combine([part[group] for part in parts]) for group in parts[0]}
 
 
 def _mean_ranks(vector: Vector) -> Vector:
-    """Ranks from 0; equal scores share the mean of theirs."""
+    """Return ranks from 0. Equal scores get the mean of their ranks."""
     _, place, counts = np.unique(vector, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     means: Vector = ends - (counts + 1) / 2

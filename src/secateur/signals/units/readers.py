@@ -1,4 +1,4 @@
-"""What reads the units of a group: layers as regressions, or the places where the units show."""
+"""Find the readers of a group's units: layers, as regressions; or sites where activations are observed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from secateur.repairs.regression.readers import LayerCalls
 
 
 class Readers(LayerCalls):
-    """The calls of layers that read units; for a group without any, the sites that show its units."""
+    """The calls of layers that read units; for a group that no layer reads, its sites."""
 
     def __init__(self, graph: Graph, signal: str) -> None:
         """Find the calls.
@@ -28,10 +28,10 @@ class Readers(LayerCalls):
         self._signal = signal
 
     def readers(self, group: Group) -> list[LayerCall | Site]:
-        """The calls that read units of a group; where there are none, the sites that show them.
+        """Return the calls that read units of a group; if there are none, the group's sites.
 
         Raises:
-            ScoreError: There is neither.
+            ScoreError: It has neither.
         """
         calls = dict.fromkeys(layer for piece in group.of_role("consume") for layer in self.of(piece))
         if not calls and not group.sites:
@@ -43,7 +43,7 @@ class Readers(LayerCalls):
 
 
 def rows_at(site: Site, value: Tensor, padding: Padding) -> tuple[Tensor, Tensor | slice]:
-    """Return what shows at a site as a matrix, a row for each sample and position.
+    """Return the activations at a site as a matrix, with a row for each sample and position.
 
     Returns:
         [1, rows, entries], and the index of the rows that are no padding.
@@ -51,6 +51,6 @@ def rows_at(site: Site, value: Tensor, padding: Padding) -> tuple[Tensor, Tensor
     position = torch.as_tensor(site.position, device=value.device)
     entries = value.index_select(site.axis, position).movedim(site.axis, -1)  # [samples, ..., entries]
     rows = entries.reshape(1, -1, entries.shape[-1])
-    samples = len(entries) if site.axis else 1  # else it has no axis of samples
+    samples = len(entries) if site.axis else 1  # without an axis of samples, there is one
     real = padding.real(samples, rows.shape[1] // max(1, samples), value.device)
     return rows, counted(real)

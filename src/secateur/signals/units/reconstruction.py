@@ -75,7 +75,7 @@ class Reconstruction(Signal):
         >>> graph = sc.trace(net, torch.zeros(2, 2))
         >>> data = [torch.randn(50, 2) for _ in range(4)]
         >>> lost = sc.score(graph, data, sc.Reconstruction(), progress=False)["reconstruction"]["0"]
-        >>> bool(sorted(lost)[0] < 0.01 < 0.1 < sorted(lost)[1])  # one can go for nothing, not two
+        >>> bool(sorted(lost)[0] < 0.01 < 0.1 < sorted(lost)[1])  # one unit costs nothing, two do
         True
     """
 
@@ -96,7 +96,7 @@ class Reconstruction(Signal):
 
 
 class _Layers(Readers):
-    """The calls of layers that read units, and how large their sums are."""
+    """The calls of layers that read units, and the sizes of their sums."""
 
     @cached_property
     def uncorrelated(self) -> frozenset[LayerCall | Site]:
@@ -105,8 +105,10 @@ class _Layers(Readers):
         return frozenset(reader for name in names for reader in self.readers(self._graph[name]))
 
     def read_by(self, reader: LayerCall | Site) -> Hashable:
-        """What a reader reads: those with equal answers have equal columns."""
-        if isinstance(reader, Site) or self.program_calls.writes:  # a node that is written to has two values
+        """Return a value that is equal for readers with equal columns."""
+        if (
+            isinstance(reader, Site) or self.program_calls.writes
+        ):  # a node has two values if the program writes into it
             return reader
         found: Hashable = reader.reads(Call.captured(reader.node), self.tensor(reader.weight).to("meta"))
         return found
@@ -120,18 +122,18 @@ class _Layers(Readers):
 
 
 Show = Callable[[Tensor, Read, torch.Generator, Padding], None]
-"""Takes the value of a node, a way to what it read, a generator to draw positions, and what is padding."""
+"""Gets a node's value, a function to read its inputs, a generator to choose positions, and the padding."""
 
 Regression = tuple[Tensor, Tensor]
-"""A matrix of weights [columns, outputs], and the unit of each column, -1 for those of no unit. [columns]"""
+"""A weight matrix [columns, outputs], and the unit of each column, -1 for no unit. [columns]"""
 
 
 class _Reading(ABC):
-    """Something that reads a group's units, as regressions whose columns belong to them.
+    """A reader of a group's units, seen as regressions whose columns belong to the units.
 
     Attributes:
-        columns: What it reads.
-        sums: All that it adds up; those of `columns` too, if no other reading adds them up.
+        columns: The sums of its inputs.
+        sums: All sums that it updates. `columns` is among them, unless another reading updates it.
     """
 
     columns: Columns
@@ -139,18 +141,17 @@ class _Reading(ABC):
 
     @abstractmethod
     def shows(self) -> list[tuple[str, Show]]:
-        """What to do with the value of which node."""
+        """Return names of nodes, each with the function that gets its value."""
 
     @abstractmethod
     def regressions(self, group: Group, covariance: Tensor) -> Iterator[tuple[int, Regression]]:
-        """The regressions that read units of a group.
+        """Yield the regressions that read units of a group, each with its part.
+
+        They are scaled so that an error of one counts equally in all of them.
 
         Args:
             group: The group.
-            covariance: Of the columns. [parts, columns, columns]
-
-        Returns:
-            For each its part. An error of one matters alike in all of them.
+            covariance: The covariance of the columns. [parts, columns, columns]
         """
 
 
@@ -177,12 +178,12 @@ class _LayerReading(_Reading):
         self.columns = shared[key]
 
     def shows(self) -> list[tuple[str, Show]]:
-        """The layer shows its columns; it, or the addition behind it, where they end."""
+        """Read the columns at the layer, and the ends at the addition after it, or at the layer itself."""
         layer = self._layer
 
         def columns(value: Tensor, read: Read, drawn: torch.Generator, padding: Padding) -> None:
-            given = read(layer.x).detach(), value
-            for real, (x, y) in layer.pieces(self._call, self._weight, padding, *given):
+            both = read(layer.x).detach(), value
+            for real, (x, y) in layer.pieces(self._call, self._weight, padding, *both):
                 places = layer.draw(self._call, self._weight, y, self._most, drawn, real)
                 found = layer.layer.columns(x, self._weight, self._call, places)
                 self.columns.add(found, len(y) if y.ndim > 1 else 1, counted(real, places))
@@ -196,7 +197,7 @@ class _LayerReading(_Reading):
         return [(layer.node.name, columns), *found] if self._adds_columns else found
 
     def regressions(self, group: Group, covariance: Tensor) -> Iterator[tuple[int, Regression]]:
-        """Those of each tensor axis of the group that is the layer's weight."""
+        """Yield the regressions of each slice of the group that belongs to the layer's weight."""
         matrix = self._layer.layer.matrix(self._weight, self._call).double()
         scaled = matrix * self._factor()[:, None] / (self._ends.variance() ** 0.5 or 1.0)
         for piece in group.of_role("consume"):
@@ -208,7 +209,7 @@ class _LayerReading(_Reading):
                         yield part, (scaled[part], unit[part])
 
     def _factor(self) -> Tensor:
-        """What each output is multiplied with on the way to the addition. [parts, outputs]"""
+        """Return the factor of each output on the way to the addition. [parts, outputs]"""
         value = self._layer.node.meta["val"]
         shape = [hint(n) for n in value.shape]
         ends = []
@@ -216,10 +217,10 @@ class _LayerReading(_Reading):
             at = torch.full(shape, start, dtype=value.dtype, device=self._weight.device)
             source = self._layer.node
             for node in () if self._addition is None else self._addition.chain:
-                given = {n: self._layers.tensor(n).detach() for n in node.all_input_nodes if n is not source}
-                given[source] = at
+                inputs = {n: self._layers.tensor(n).detach() for n in node.all_input_nodes if n is not source}
+                inputs[source] = at
                 call = Call.captured(node)
-                at = call.run(*fx.map_arg(call.args, given.get), **fx.map_arg(call.kwargs, given.get))
+                at = call.run(*fx.map_arg(call.args, inputs.get), **fx.map_arg(call.kwargs, inputs.get))
                 source = node
             ends.append(at)
         found = self._layer.layer.targets(ends[1] - ends[0], self._weight, self._call)
@@ -227,7 +228,7 @@ class _LayerReading(_Reading):
 
 
 class _SiteReading(_Reading):
-    """The activations at one site, for themselves."""
+    """The activations at one site, as their own target: for groups that no layer reads."""
 
     def __init__(self, site: Site, device: torch.device, views: int) -> None:
         self._site = site
@@ -235,7 +236,7 @@ class _SiteReading(_Reading):
         self.sums = [self.columns]
 
     def shows(self) -> list[tuple[str, Show]]:
-        """A row for each sample and place of the map."""
+        """Read a row for each sample and position of the map."""
 
         def columns(value: Tensor, read: Read, drawn: torch.Generator, padding: Padding) -> None:
             rows, index = rows_at(self._site, value, padding)
@@ -244,8 +245,10 @@ class _SiteReading(_Reading):
         return [(self._site.node, columns)]
 
     def regressions(self, group: Group, covariance: Tensor) -> Iterator[tuple[int, Regression]]:
-        """One, that wants each entry back."""
-        whole = max(0.0, float(covariance[0].diagonal().sum()))  # rounding may leave less of a constant
+        """Yield one regression, whose targets are the columns themselves."""
+        whole = max(
+            0.0, float(covariance[0].diagonal().sum())
+        )  # rounding may make it negative for a constant
         wanted = torch.eye(covariance.shape[1]).to(covariance) / (whole**0.5 or 1.0)
         yield 0, (wanted, torch.as_tensor(self._site.unit, device=covariance.device))
 
@@ -273,17 +276,17 @@ class _ReconstructionTally(TensorTally):
                 self._shows.setdefault(node, []).append(show)
 
     def calls(self) -> frozenset[str]:
-        """The layers, the additions that they go into, and the sites of groups that no layer reads."""
+        """Names of the layers, the additions after them, and the sites of groups that no layer reads."""
         return frozenset(self._shows)
 
     def call(self, node: str, value: Tensor, read: Read, step: Step) -> None:
-        """Add up what one of them reads and gives."""
+        """Add the inputs and outputs of one of these nodes to the sums."""
         for show in self._shows[node]:
             drawn = torch.Generator().manual_seed(self.context.seed + step.index)
             show(value, read, drawn, step.padding)
 
     def held(self) -> dict[str, Tensor]:
-        """All sums, by number."""
+        """Return all sums, named by number."""
         return {f"{k}.{name}": t for k, sums in enumerate(self._sums) for name, t in sums.state.items()}
 
     def finish(self) -> Mapping[str, Vector]:
@@ -297,9 +300,9 @@ class _ReconstructionTally(TensorTally):
         }
 
     def _consumers(self, group: Group) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """What reads a group's units, as a `Consumer` takes it: scatter, weight and the unit of each column.
+        """Yield the arguments of a `Consumer` for each regression: scatter, weight, unit of each column.
 
-        Layers with the same columns are one regression with more outputs.
+        Layers with the same columns form one regression with more outputs.
         """
         by_columns: dict[Columns, list[_Reading]] = {}
         for reading in self._readings[group.name]:

@@ -1,4 +1,4 @@
-"""Single weights in `sc.score`: what each weight is worth, with one pass over the data."""
+"""`sc.score` for single weights."""
 
 from __future__ import annotations
 
@@ -22,10 +22,17 @@ from secateur.common.offload import input_device, stored
 from secateur.common.progress import bar
 from secateur.errors import CalibrationError, ScoreError
 from secateur.signals.loss import LossFn, check_reached, loss_of
-from secateur.signals.onepass import said_of
+from secateur.signals.onepass import errors_prefixed
 from secateur.signals.scores import Scores
 from secateur.signals.signal import Signal
-from secateur.signals.units.combination import Asked, Combination, listed, name_of, parse, with_combinations
+from secateur.signals.units.combination import (
+    Combination,
+    SignalLike,
+    listed,
+    name_of,
+    parse,
+    with_combinations,
+)
 from secateur.targets.weights.blocks import Chain
 from secateur.targets.weights.weights import Layer, Weights, layers_of
 
@@ -105,7 +112,7 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
 def score(
     graph: Weights,
     calibration: Any = None,
-    signals: Asked | Iterable[Asked] = "magnitude",
+    signals: SignalLike | Iterable[SignalLike] = "magnitude",
     *,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,
@@ -178,7 +185,7 @@ def score(
     return with_combinations(Scores(values, sums.samples // repeats, 0, seed, graph.fingerprint), asked)
 
 
-def leaves(asked: Iterable[Asked]) -> tuple[str, ...]:
+def leaves(asked: Iterable[SignalLike]) -> tuple[str, ...]:
     """The criteria that are asked for, or that what is asked for is made of.
 
     Raises:
@@ -252,7 +259,7 @@ def _gradients(
     aliases = {name: found[0].weight.detach().requires_grad_() for name, found in layers.items()}
 
     run = _WithAliases(model, aliases)
-    with torch.enable_grad(), said_of(f"score, batch {batch.index}"):
+    with torch.enable_grad(), errors_prefixed(f"score, batch {batch.index}"):
         loss = loss_of(run, batch, loss_fn)
         found = torch.autograd.grad(loss, list(aliases.values()), allow_unused=True)
         check_reached(found)

@@ -17,7 +17,7 @@ from secateur.allocators.signals import ScoreTable
 from secateur.allocators.step_function import StepFunction
 from secateur.errors import SettingError
 from secateur.graph.graph import Graph
-from secateur.signals.units.combination import Asked
+from secateur.signals.units.combination import SignalLike
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class OtherRule(Allocator):
         return self.rule.name
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
-        """As for the other rule."""
+    def signals(self) -> tuple[SignalLike, ...]:
+        """The rule's."""
         return self.rule.signals
 
     @property

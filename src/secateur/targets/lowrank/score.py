@@ -15,7 +15,7 @@ from secateur.calibration import Forward
 from secateur.signals.loss import LossFn
 from secateur.signals.scores import Scores
 from secateur.signals.scoring import score as score_units
-from secateur.signals.units.combination import Asked
+from secateur.signals.units.combination import SignalLike
 from secateur.targets.lowrank.graph import RankGraph
 
 CUMULATIVE = frozenset({"reconstruction"})
@@ -25,7 +25,7 @@ CUMULATIVE = frozenset({"reconstruction"})
 def score(
     graph: RankGraph,
     calibration: Any = None,
-    signals: Asked | Iterable[Asked] = "reconstruction",
+    signals: SignalLike | Iterable[SignalLike] = "reconstruction",
     *,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,

@@ -26,7 +26,7 @@ from secateur.allocators.step_function import StepFunction
 from secateur.common.formatting import percent
 from secateur.errors import BudgetError, NothingToPruneError, SettingError, UnreachableBudgetError
 from secateur.graph.graph import Graph
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 from secateur.targets.defaults import BLOCKS, EXPERTS
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Pair:
         other: For groups of experts or blocks.
     """
 
-    unit: Asked
+    unit: SignalLike
     other: Any
 
     @property
@@ -363,7 +363,7 @@ class Together(Allocator):
         self,
         rule: Allocator,
         part: Graph,
-        side: Callable[[Pair], Asked],
+        side: Callable[[Pair], SignalLike],
         both: Joined,
         scores: ScoreTable,
         limits: Limits,

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.common.caches import change_kept
-from secateur.common.mapped import is_mapped, settled
+from secateur.common.mapped import is_mapped, stored_like
 from secateur.common.models import evaluating
 from secateur.common.outputs import tensors_of
 from secateur.common.preserving import State
@@ -260,7 +260,7 @@ def in_double(model: M) -> M:
 def _double(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_complex():
         return tensor.to(torch.complex128)
-    return settled(tensor.double(), tensor) if tensor.is_floating_point() else tensor
+    return stored_like(tensor.double(), tensor) if tensor.is_floating_point() else tensor
 
 
 def require_same(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], what: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from secateur.common.mapped import settled
+from secateur.common.mapped import stored_like
 from secateur.errors import ApplyError, PlanError
 from secateur.graph.nodes import UNNAMED
 from secateur.plan import Plan
@@ -73,7 +73,7 @@ def cut(tensor: torch.Tensor, removed: Removed) -> torch.Tensor:
     for axis, positions in removed.items():
         stays = np.flatnonzero(kept(out.shape[axis], positions))
         out = out.index_select(axis, torch.as_tensor(stays, device=out.device))
-    return settled(out if removed else out.clone(memory_format=torch.contiguous_format), tensor)
+    return stored_like(out if removed else out.clone(memory_format=torch.contiguous_format), tensor)
 
 
 def cut_like(tensor: torch.Tensor, removed: Removed) -> torch.Tensor:

@@ -18,7 +18,7 @@ from secateur.allocators.signals import ScoreTable, vector
 from secateur.allocators.step_function import StepFunction, step_function
 from secateur.errors import SettingError
 from secateur.graph.groups import WeightGroup
-from secateur.signals.units.combination import Asked, name_of
+from secateur.signals.units.combination import SignalLike, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -55,7 +55,7 @@ class Pattern(Allocator):
 
     n: int = 2
     m: int = 4
-    removal: Asked = "magnitude"
+    removal: SignalLike = "magnitude"
     name: ClassVar[str] = "pattern"
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class Pattern(Allocator):
             )
 
     @property
-    def signals(self) -> tuple[Asked, ...]:
+    def signals(self) -> tuple[SignalLike, ...]:
         """The removal signal."""
         return (self.removal,)
 

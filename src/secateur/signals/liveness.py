@@ -1,8 +1,8 @@
-"""Which processes are there, and which of them still work: told in a store of torch.distributed.
+"""Find out if another process has ended or hangs, by notes in a store of torch.distributed.
 
-Collective operations wait for a process that hangs, and say nothing of the one that never came. So before
-each of them a process writes into the store that it has arrived, and waits until all others have. Meanwhile
-a thread of each process says now and then that its process works: that its main thread moves on, or computes.
+A collective operation waits for all processes, and does not say which one is missing. So before each of them,
+every process writes a note that it has arrived, and waits for the notes of all others. Meanwhile a thread of
+each process writes at intervals that its process is alive: that its main thread has moved on, or computes.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import Any
 from secateur.errors import ScoreError, SettingError
 
 VARIABLE = "SECATEUR_TIMEOUT"
-"""The environment variable with the seconds that processes wait for one that gives no sign of life."""
+"""The environment variable that sets how many seconds to wait for a process that gives no sign of life."""
 
 PATIENCE = 50.0
-"""The seconds without it."""
+"""The default of `VARIABLE`, in seconds."""
 
 _BUSY = 30
-"""How many times as long a process may compute without getting to another line of code or another batch."""
+"""A process may compute this many times as long without reaching another line of code or another batch."""
 
-_PAUSE, _LONGEST_PAUSE, _FAREWELL = 0.0005, 0.05, 2.0
-_CURE = f"Look at that process; if it only needs longer, set {VARIABLE} to more seconds."
+_PAUSE, _LONGEST_PAUSE, _ERROR_IS_READ_WITHIN = 0.0005, 0.05, 2.0
+_ADVICE = f"Look at that process; if it only needs longer, set {VARIABLE} to more seconds."
 
 
 def patience() -> float:
-    """The seconds that processes wait for one that gives no sign of life.
+    """Return how many seconds to wait for a process that gives no sign of life.
 
     Raises:
-        SettingError: The environment variable holds something else than a positive number.
+        SettingError: `VARIABLE` is set to something else than a positive number.
     """
     text = os.environ.get(VARIABLE, "")
     try:
@@ -52,20 +52,20 @@ def patience() -> float:
 
 
 class OtherProcessError(ScoreError):
-    """Another process has not come, has ended or hangs, or has raised what is no error of ours.
+    """Another process is missing, has ended, hangs, or has raised an error that is no `SecateurError`.
 
-    Nothing can go on without it.
+    The run cannot continue without it.
     """
 
 
-class Presence:
-    """What this process says of itself to the others, and hears of them."""
+class Liveness:
+    """Tells the other processes that this one is alive, and checks that they are."""
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
-        """Prepare; `come` begins.
+        """Prepare; `start` begins.
 
         Args:
-            store: A store of torch.distributed, for this run alone.
+            store: A store of torch.distributed that only this run uses.
             rank: Number of this process.
             size: Number of processes.
         """
@@ -75,13 +75,13 @@ class Presence:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, args=(threading.get_ident(),), daemon=True)
 
-    def come(self) -> None:
-        """Say that this process is there, and wait until all are.
+    def start(self) -> None:
+        """Write that this process is there, and wait until all are.
 
         Raises:
-            ScoreError: One has not come in time; the message names it.
+            ScoreError: A process did not come in time. The message names it.
         """
-        with self._answered():
+        with self._store_errors():
             self._set("beat", "0")
             self._set("process", _identity(os.getpid()))
             self._set("at", "0")
@@ -91,23 +91,23 @@ class Presence:
                     raise OtherProcessError(
                         f"process {self._rank} of {self._size}: expected all {self._size} processes within "
                         f"{self._patience:g} s, but process {', '.join(map(str, missing))} has not come. "
-                        f"Every process has to make this call. {_CURE}"
+                        f"Make this call in every process. {_ADVICE}"
                     )
                 for rank in {*self._others()}.difference(missing):
-                    self._has_arrived(rank)  # or has left
-                pause = _paused(pause)
+                    self._has_arrived(rank)  # raises an error if the process has left
+                pause = _sleep(pause)
         self._thread.start()
 
-    def meet(self) -> None:
-        """Wait until all processes have got as far as this one.
+    def wait_for_all(self) -> None:
+        """Wait until all processes have made this call as often as this one (a barrier).
 
         Raises:
-            ScoreError: One has left, or gives no sign of life; the message names it.
+            ScoreError: A process has left, or gives no sign of life. The message names it.
         """
         self._number += 1
         heard: dict[int, tuple[str, float]] = {}
         pause = _PAUSE
-        with self._answered():
+        with self._store_errors():
             self._set("at", str(self._number))
             while late := [r for r in self._others() if not self._has_arrived(r)]:
                 now = time.monotonic()
@@ -124,33 +124,33 @@ class Presence:
                         raise OtherProcessError(
                             f"process {self._rank} of {self._size}: expected a sign of life from process "
                             f"{rank} within {self._patience:g} s, got none: it has ended, or hangs"
-                            f"{f' (last seen at {where})' if where else ''}. {_CURE}"
+                            f"{f' (last seen at {where})' if where else ''}. {_ADVICE}"
                         )
-                pause = _paused(pause)
+                pause = _sleep(pause)
 
-    def work(self) -> None:
-        """Count a batch that was read."""
+    def count_batch(self) -> None:
+        """Count a batch that was read, as a sign of life."""
         self._batches += 1
 
-    def go(self, error: BaseException | None) -> None:
-        """Say that this process leaves, with the error for which it does; without one, once all have come."""
+    def leave(self, error: BaseException | None) -> None:
+        """Write that this process leaves, and why. Without an error, first wait until all have finished."""
         try:
             if error is None:
-                with contextlib.suppress(ScoreError):  # all that was to be done is done
-                    self.meet()
-            said = "it is done" if error is None else f"{type(error).__name__}: {error}"
+                with contextlib.suppress(ScoreError):  # this process has finished its work anyway
+                    self.wait_for_all()
+            reason = "it is done" if error is None else f"{type(error).__name__}: {error}"
             with contextlib.suppress(RuntimeError):
-                self._set("at", f"{self._number}|{said[:400]}")
+                self._set("at", f"{self._number}|{reason[:400]}")
                 if error is not None and self._rank == 0:
-                    self._linger()
+                    self._wait_until_error_is_read()
         finally:
             self._stop.set()
             if self._thread.is_alive():
                 self._thread.join()
 
-    def _linger(self) -> None:
-        """Keep the store, which may end with this process, until the others have read why it leaves."""
-        end = time.monotonic() + _FAREWELL
+    def _wait_until_error_is_read(self) -> None:
+        """Wait until the others have read why this process leaves: the store may end with it."""
+        end = time.monotonic() + _ERROR_IS_READ_WITHIN
         while time.monotonic() < end and not all(
             "|" in self._get("at", rank) for rank in self._others() if self._store.check([f"at/{rank}"])
         ):
@@ -174,7 +174,7 @@ class Presence:
         return bytes(self._store.get(f"{what}/{rank}")).decode("utf-8", "replace")
 
     @contextmanager
-    def _answered(self) -> Iterator[None]:
+    def _store_errors(self) -> Iterator[None]:
         try:
             yield
         except ScoreError:
@@ -186,13 +186,17 @@ class Presence:
             ) from error
 
     def _beat(self, thread: int) -> None:
-        """Say now and then that the process works, until it leaves."""
+        """Write at intervals that the process is alive, until it leaves. Runs in a thread.
+
+        Args:
+            thread: Identifier of the main thread.
+        """
         every = min(1.0, self._patience / 10)
         seen: object = None
         count, moved, computed = 0, time.monotonic(), time.process_time()
         while not self._stop.wait(every):
             frame = sys._current_frames().get(thread)
-            now, spent, here = time.monotonic(), time.process_time(), (self._batches, *_lines(frame))
+            now, spent, here = time.monotonic(), time.process_time(), (self._batches, *_instructions(frame))
             if here != seen:
                 seen, moved = here, now
             computes = spent - computed > every / 10 and now - moved < _BUSY * self._patience
@@ -201,12 +205,12 @@ class Presence:
                 count += 1
                 try:
                     self._set("beat", f"{count}|{_place(frame)}")
-                except RuntimeError:  # the store is gone; whoever needs it next says so
+                except RuntimeError:  # the store is gone; the next call that needs it raises an error
                     return
 
 
 def _identity(pid: int) -> str:
-    """A process of this machine, so that no other one has the same name; empty where it cannot be told."""
+    """Return a text that identifies a process of this machine uniquely; empty if the system has none."""
     try:
         machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         space = os.readlink("/proc/self/ns/pid")
@@ -223,13 +227,13 @@ def _is_dead(identity: str) -> bool:
     return bool(own and other) and own[:2] == other[:2] and _identity(int(other[2])) != identity
 
 
-def _paused(seconds: float) -> float:
+def _sleep(seconds: float) -> float:
     time.sleep(seconds)
     return min(1.5 * seconds, _LONGEST_PAUSE)
 
 
-def _lines(frame: FrameType | None) -> list[tuple[int, int]]:
-    """Where a thread is: the instruction of each function on its stack."""
+def _instructions(frame: FrameType | None) -> list[tuple[int, int]]:
+    """Return the current instruction of each function on a thread's stack."""
     found = []
     while frame is not None:
         found.append((id(frame.f_code), frame.f_lasti))
@@ -238,7 +242,7 @@ def _lines(frame: FrameType | None) -> list[tuple[int, int]]:
 
 
 def _place(frame: FrameType | None) -> str:
-    """The innermost line of the user's own code."""
+    """Return the innermost line of the user's own code, as ``file.py:12``."""
     while frame is not None and _FOREIGN & set(Path(frame.f_code.co_filename).parts):
         frame = frame.f_back
     return "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

@@ -1,4 +1,4 @@
-"""A plan for what a module can express: what it cannot is left whole, and the budget is spent elsewhere."""
+"""Plan only for groups that a module can express: other groups stay whole, and the rest meets the budget."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from secateur.plan import Plan
 from secateur.targets.units.record import record_of
 
 PROGRAM = "Pass on_unrealisable='graph' for a captured program without that limit."
-"""What `prune` offers where too few groups can be expressed."""
+"""The advice of `prune` if a module can express too few groups."""
 
 
 @dataclass(frozen=True, eq=False)
-class Settled:
-    """What `settle` found.
+class Expressible:
+    """The result of `plan_until_expressible`.
 
     Attributes:
-        model: The smaller model; its record has the plan.
-        whole: Groups that were decided on and left as they were, with the reason in a sentence.
+        model: The smaller model. Its record has the plan.
+        whole: Names of the groups that a plan pruned and no module could express -> the reason, a sentence.
     """
 
     model: nn.Module
@@ -31,30 +31,30 @@ class Settled:
 
     @property
     def note(self) -> str:
-        """The reasons, one after the other."""
+        """All reasons, joined."""
         return " ".join(self.whole.values())
 
 
-def settle(
+def plan_until_expressible(
     decide: Callable[[Limits | None], Plan],
-    carry_out: Callable[[Plan], nn.Module],
+    apply_plan: Callable[[Plan], nn.Module],
     limits: Limits | None,
     *,
     where: str = "prune",
     advice: str = PROGRAM,
-) -> Settled:
-    """Decide and apply until nothing that the plan removes is left whole.
+) -> Expressible:
+    """Plan and apply. Repeat without the groups that were left whole, until the whole plan was applied.
 
     Args:
-        decide: A plan within limits.
-        carry_out: `sc.apply` of a plan, which may leave groups whole.
-        limits: What must stay.
-        where: What an error names as its place.
-        advice: What an error says to do.
+        decide: Makes a plan within limits.
+        apply_plan: Applies a plan. It may leave groups whole.
+        limits: The limits of the first plan.
+        where: Start of error messages.
+        advice: End of error messages: what to do.
 
     Raises:
-        UnreachableBudgetError: The groups that a module can express do not reach the budget.
-        NothingToPruneError: There is none.
+        UnreachableBudgetError: The groups that a module can express are too few for the budget.
+        NothingToPruneError: A module can express none of the groups.
     """
     found: dict[tuple[str, ...], str] = {}
     while True:
@@ -69,32 +69,32 @@ def settle(
             if not found:
                 raise
             raise _none_left(found, where, advice) from error
-        small = carry_out(plan)
+        small = apply_plan(plan)
         whole = _left_whole(plan, record_of(small).plan)
         if not whole:
-            return Settled(small, found)
+            return Expressible(small, found)
         if all(any(name in names for names in found) for name in whole):
-            # They were to stay whole already: a module cannot express what earlier rounds cut of them.
+            # These limits ignore them already: a module cannot express what earlier rounds removed from them.
             raise _none_left(found, where, advice)
         found[whole] = record_of(small).whole
-        limits = without(limits, whole)
+        limits = limits_ignoring(limits, whole)
 
 
 def _none_left(found: Mapping[tuple[str, ...], str], where: str, advice: str) -> NothingToPruneError:
     reasons = [why.removeprefix("left whole: ") for why in found.values()]
     return NothingToPruneError(
-        f"{where}: expected a group that a module can express, got none. The reason: {reasons[-1]} {advice}",
+        f"{where}: expected a group that a module can express, got none. Reason: {reasons[-1]} {advice}",
         " ".join(reasons),
     )
 
 
-def without(limits: Limits | None, names: Iterable[str]) -> Limits:
-    """The limits with further groups that stay whole, by name."""
+def limits_ignoring(limits: Limits | None, names: Iterable[str]) -> Limits:
+    """Return the limits with further groups, given by name, added to `ignore`."""
     limits = limits or Limits()
     return replace(limits, ignore=(*limits.ignore, *map(glob.escape, names)))
 
 
 def _left_whole(plan: Plan, done: Plan) -> tuple[str, ...]:
-    """Groups that a plan cuts and a model does not."""
+    """Names of the groups that the plan prunes and the model still has whole."""
     kept = {group.name: group.kept for group in done.groups}
     return tuple(g.name for g in plan.groups if g.removed and kept.get(g.name) != g.kept)

@@ -110,5 +110,5 @@ def test_where_a_round_leaves_other_units_alone_the_error_says_so() -> None:
         nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)
     )
     data = [torch.randn(4, 3, 4, 4) for _ in range(4)]
-    with pytest.raises(sc.NothingToPruneError, match=r"round 3 of 3: .*other units.* Take fewer steps\."):
+    with pytest.raises(sc.NothingToPruneError, match=r"round 3 of 3: .*into parts.* Use fewer steps\."):
         sc.prune(model, data, sc.Budget(params=0.1), "uniform", steps=3, **QUICK)

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from secateur.cli.loading import check_data, load_data
+from secateur.cli.loading.archives import LAYOUTS, Archive
 from secateur.cli.loading.cifar import batch_of
-from secateur.cli.loading.known import LAYOUTS, Known
 from secateur.cli.loading.matfile import matrices
 from secateur.config.run import ImagesSection
 from secateur.errors import CalibrationError, SettingError
@@ -252,7 +252,7 @@ def test_digits_that_are_no_numbers_and_files_without_images_are_refused(tmp_pat
         y = _mat((6, bytes(8)), (5, shape), (1, b"y"), (9, y))
         (tmp_path / "train_32x32.mat").write_bytes(bytes(124) + b"\0\1IM" + x + y)
         with pytest.raises(CalibrationError, match=match):
-            Known("--data", "svhn", False, tmp_path).read()
+            Archive("--data", "svhn", False, tmp_path).read()
 
 
 def test_damaged_rows_and_matrices_are_refused(tmp_path: Path) -> None:
@@ -276,8 +276,8 @@ def test_where_nothing_lies_it_says_what_should(tmp_path: Path, monkeypatch: pyt
         check_data("--data", f"cifar10-test:{tmp_path}")
     with pytest.raises(CalibrationError, match=r"a folder with train_32x32\.mat"):
         check_data("--data", "svhn:no/where")
-    assert Known.of("--data", "cifar10:load") is None  # a function in the user's cifar10.py
-    assert Known.of("--data", "mnist:there/x") is None
+    assert Archive.of("--data", "cifar10:load") is None  # a function in the user's cifar10.py
+    assert Archive.of("--data", "mnist:there/x") is None
 
 
 def test_the_loader_says_which_files_it_reads(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Measure how long a pruned model takes and how much memory, for bounds on these."""
+"""Bounds on latency and memory: measure what a pruned model takes, and compare it with the bound."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from secateur.signals.memory import in_bytes
 from secateur.targets.units.copying import duplicate
 
 ROUNDS, WARMUP = 30, 3
-"""Forward passes that are timed, and passes before them."""
+"""Number of timed forward passes, and of untimed ones before them."""
 
 
-class Ceiling(ABC):
-    """The most that a model may take of something that is measured.
+class MeasuredBound(ABC):
+    """A bound on a quantity that is measured by running models.
 
     Attributes:
         name: The field of `Budget`.
-        relative: Whether readings and the limit are shares of what the dense model takes.
-        limit: The most, as a share, or in the unit of readings.
+        relative: Whether measured values and the limit are shares of the dense model's value.
+        limit: The largest allowed value: a share, or in the quantity's unit (seconds, bytes).
     """
 
     name: ClassVar[str]
@@ -48,44 +48,44 @@ class Ceiling(ABC):
         own = batch_size((args, kwargs))
         if budget.batch is not None and own:
             args, kwargs = samples_of((args, kwargs), [i % own for i in range(budget.batch)])
-        there = None if self._device is None else _on(self._device)
+        there = None if self._device is None else _device_named(self._device)
         self._inputs: Arguments = call_arguments(kwargs or args, there)
-        self._dense = self._there(dense)
+        self._dense = self._on_its_device(dense)
 
-    def _there(self, model: nn.Module) -> nn.Module:
-        """The model on the device where it is measured; a copy, if that is another one."""
-        if self._device is None or device_of(model) == _on(self._device):
+    def _on_its_device(self, model: nn.Module) -> nn.Module:
+        """Return the model on the device where it is measured. It is a copy if the model is elsewhere."""
+        if self._device is None or device_of(model) == _device_named(self._device):
             return model
         return duplicate(model).to(self._device)
 
     @abstractmethod
     def _absolute(self, bound: Any) -> float:
-        """The limit in the unit of readings."""
+        """Convert a bound that is no share to seconds or bytes."""
 
     @abstractmethod
     def __call__(self, small: nn.Module) -> Interval:
-        """What a pruned model takes. It is within the bound if the upper end is at most the limit."""
+        """Measure a pruned model. It meets the bound if the interval's upper end is at most the limit."""
 
     @property
     @abstractmethod
     def dense(self) -> float:
-        """What the dense model takes."""
+        """The dense model's value; 1 if values are relative."""
 
     @abstractmethod
     def shown(self, value: float) -> str:
-        """A reading in words."""
+        """Format a value with its unit."""
 
     @abstractmethod
     def advice(self, value: float) -> str:
-        """How to ask for a bound that a model with this reading is within."""
+        """Say which bound a model with this value would meet, as the end of an error message."""
 
     def guess(self) -> float:
-        """The share of the cost to try first."""
+        """Return the share of the cost to try first."""
         return self.limit if self.relative else self.limit / max(self.dense, 1e-9)
 
 
-class Latency(Ceiling):
-    """The seconds of a forward pass, in one of `BACKENDS`."""
+class Latency(MeasuredBound):
+    """A bound on the seconds of a forward pass, in one of `BACKENDS`."""
 
     name = "latency"
 
@@ -99,8 +99,8 @@ class Latency(Ceiling):
             return interleaved(calls, ROUNDS, WARMUP, stopwatch((args, kwargs)))
 
     def __call__(self, small: nn.Module) -> Interval:
-        """Time it against the dense model, in turn; or alone, if the limit is absolute."""
-        small = self._there(small)
+        """Time the model in turn with the dense one; alone, if the limit is in seconds."""
+        small = self._on_its_device(small)
         if not self.relative:
             (times,) = self.times(small)
             return median_ratio(times, [1.0] * len(times))
@@ -109,26 +109,26 @@ class Latency(Ceiling):
 
     @property
     def dense(self) -> float:
-        """Its median, in seconds; 1 if readings are relative."""
+        """Median seconds of the dense model; 1 if values are relative."""
         if self.relative:
             return 1.0
         (times,) = self.times(self._dense)
         return median_ratio(times, [1.0] * len(times)).value
 
     def shown(self, value: float) -> str:
-        """A time, or a share of the dense one."""
+        """Format a time, or a share of the dense latency."""
         where = "" if self._budget.backend == "eager" else f" in {self._budget.backend}"
         found = f"{percent(value, 1)} of the dense latency" if self.relative else milliseconds(value)
         return found + where
 
     def advice(self, value: float) -> str:
-        """The bound, larger batches, or a bound on what can be counted."""
+        """Advise a larger bound, larger batches, or a bound on MACs."""
         asked = f"{math.ceil(value * 100) / 100:g}" if self.relative else f"'{1e3 * value:.4g} ms'"
         return f"latency={asked}, give larger batches, or bound MACs instead"
 
 
-class Memory(Ceiling):
-    """The bytes that a model takes; see `secateur.measure.memory`."""
+class Memory(MeasuredBound):
+    """A bound on the bytes that a model takes; see `secateur.measure.memory`."""
 
     name = "memory"
 
@@ -141,41 +141,43 @@ class Memory(Ceiling):
 
     def _bytes(self, model: nn.Module) -> int:
         args, kwargs = self._inputs
-        return memory(self._there(model), args, kwargs, tokens=self._budget.tokens).total
+        return memory(self._on_its_device(model), args, kwargs, tokens=self._budget.tokens).total
 
     def __call__(self, small: nn.Module) -> Interval:
-        """Count it; there is nothing uncertain in it."""
+        """Count the bytes. The result is exact, so the interval has no width."""
         value = self._bytes(small) / (self._whole if self.relative else 1)
         return Interval(value, value, value)
 
     @property
     def dense(self) -> float:
-        """Its bytes; 1 if readings are relative."""
+        """Bytes of the dense model; 1 if values are relative."""
         return 1.0 if self.relative else float(self._whole)
 
     def shown(self, value: float) -> str:
-        """Megabytes, or a share of the dense model's."""
+        """Format megabytes, or a share of the dense model's bytes."""
         return f"{percent(value, 1)} of the dense memory" if self.relative else f"{value / 1e6:,.4g} MB"
 
     def advice(self, value: float) -> str:
-        """The bound, or fewer samples."""
+        """Advise a larger bound, or a smaller batch."""
         asked = f"{math.ceil(value * 1e3) / 1e3:g}" if self.relative else str(round(value))
         return f"memory={asked}, or measure a smaller batch"
 
 
-CEILINGS: dict[str, type[Ceiling]] = {"latency": Latency, "memory": Memory}
+MEASURED_BOUNDS: dict[str, type[MeasuredBound]] = {"latency": Latency, "memory": Memory}
 
 
-def ceilings_of(budget: Budget, dense: nn.Module, example: Batch) -> tuple[Ceiling, ...]:
-    """The ceilings of a budget."""
-    return tuple(kind(budget, dense, example) for name, kind in CEILINGS.items() if name in budget.measured)
+def measured_bounds_of(budget: Budget, dense: nn.Module, example: Batch) -> tuple[MeasuredBound, ...]:
+    """Return the budget's bounds on latency and memory."""
+    return tuple(
+        kind(budget, dense, example) for name, kind in MEASURED_BOUNDS.items() if name in budget.measured
+    )
 
 
-def _on(device: str) -> Any:
-    """The device of this name.
+def _device_named(device: str) -> Any:
+    """Return the device with this name.
 
     Raises:
-        SettingError: There is none.
+        SettingError: This machine has no such device.
     """
     try:
         return torch.zeros((), device=device).device

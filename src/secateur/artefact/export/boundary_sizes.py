@@ -1,4 +1,4 @@
-"""Sizes at which a captured program may no longer be right: where the capture's conditions on sizes end."""
+"""Find input sizes at which a captured program may be wrong: where the capture's conditions on sizes end."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from secateur.graph.nodes import hint, is_open
 from secateur.graph.programs import inputs_of
 
 FARTHEST = 5000
-"""The largest size at which the model itself is run, to see whether it goes on otherwise behind a border."""
+"""The largest size at which the model itself is run, to compare it beyond a boundary."""
 NUMBERS = 2**24
-"""The most numbers in all inputs of such a run."""
+"""Largest number of entries in all inputs of such a run."""
 LAST = 2**20
 """Conditions are evaluated up to this size."""
 STEPS = 300
-"""The sizes next to the captured one at which each condition is evaluated; beyond, every doubling."""
-BORDERS = 12
-"""The most borders of one axis; the nearest count."""
+"""Each condition is evaluated at this many sizes next to the captured one, and then at each doubling."""
+MOST_SIZES = 12
+"""Largest number of boundary sizes of one axis; the nearest ones are taken."""
 
 
-def borders(program: ExportedProgram, *, ranges: bool = False) -> list[dict[Place, int]]:
-    """Return sizes to compare at: one of each open axis, and the nearest at which a condition fails.
+def boundary_sizes(program: ExportedProgram, *, ranges: bool = False) -> list[dict[Place, int]]:
+    """Return sizes to compare at: size 1 of each open axis, and the nearest sizes at which a condition fails.
 
-    A capture follows one course of the code, and assumes what the code asked about sizes. A file does not
-    hold these conditions, or not all of them. So there the model may run other code than the file.
+    A capture follows one path through the code, and is valid under the conditions on sizes that the code
+    tested. A file does not hold all of these conditions. So at other sizes the model may run other code.
 
     Args:
         program: A program in which some axes are open.
@@ -68,7 +68,7 @@ def borders(program: ExportedProgram, *, ranges: bool = False) -> list[dict[Plac
     return [
         dict.fromkeys(axes[symbol], size)
         for symbol, sizes in found.items()
-        for size in sorted(sizes, key=lambda n, near=hints[symbol]: (abs(n - near), n))[:BORDERS]  # type: ignore[misc]
+        for size in sorted(sizes, key=lambda n, near=hints[symbol]: (abs(n - near), n))[:MOST_SIZES]  # type: ignore[misc]
     ]
 
 
@@ -84,7 +84,7 @@ def too_large(shapes: Iterable[tuple[str, Sequence[int]]], sizes: Mapping[Place,
 
 
 def _ends(condition: Any, symbol: sympy.Symbol, start: int) -> Iterator[int]:
-    """Yield the nearest smaller and the nearest larger size at which a condition fails, if there are."""
+    """Yield the nearest smaller and the nearest larger size at which a condition fails, if they exist."""
 
     def holds(size: int) -> bool:
         try:

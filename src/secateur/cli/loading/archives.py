@@ -1,4 +1,4 @@
-"""Data sets in the layout of their archives, which torchvision keeps: CIFAR-10, CIFAR-100, SVHN."""
+"""Read CIFAR-10, CIFAR-100 and SVHN in the layout of their archives, which torchvision uses, too."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LARGEST = 1 << 31
 """The most bytes of a file."""
 
+_DOWNLOAD_AGAIN = "Take the file from the data set's own page."
+
 Arrays = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
 
 
@@ -30,14 +32,14 @@ class Layout:
     """Where a data set's files are.
 
     Attributes:
-        folder: The folder that the archive unpacks to; empty if the files lie in the folder itself.
+        folder: The folder that the archive unpacks to; empty if it unpacks into the current folder.
         train: The files of the training images, in order.
-        test: Those of the test images.
-        binary: The same three for the binary version; None if there is none.
-        label: What a batch calls its labels.
-        labels: Labels before the pixels in the binary version.
-        mean: Of each channel of the training images, in [0, 1].
-        std: Their standard deviation.
+        test: The files of the test images.
+        binary: Folder, training files and test files of the binary version; None if there is none.
+        label: The name of the labels in a batch.
+        labels: Number of label bytes before the pixels in the binary version.
+        mean: Mean of each channel of the training images, in [0, 1].
+        std: Standard deviation of each channel.
     """
 
     folder: str
@@ -85,14 +87,14 @@ LAYOUTS: Mapping[str, Layout] = {
 
 
 @dataclass(frozen=True)
-class Known:
-    """A part of a data set on disk, ``cifar10:DIR`` or ``cifar10-test:DIR``.
+class Archive:
+    """The training or test part of a data set on disk: ``cifar10:DIR`` or ``cifar10-test:DIR``.
 
     Attributes:
         option: The option that it was given to, for messages.
-        name: The data set.
-        test: Whether it is the test images; else the training images.
-        folder: The folder, or the one that its archive unpacks to.
+        name: The data set's name.
+        test: True for the test images, False for the training images.
+        folder: The folder with the archive's folder, or that folder itself.
     """
 
     option: str
@@ -101,8 +103,8 @@ class Known:
     folder: Path
 
     @classmethod
-    def of(cls, option: str, text: str) -> Known | None:
-        """Take a text apart; None if it names no such data set, or a function in a file of that name."""
+    def of(cls, option: str, text: str) -> Archive | None:
+        """Parse a text. None if it names no such data set, or a function in a module of that name."""
         name, colon, folder = text.partition(":")
         bare = name.removesuffix("-test")
         if not colon or bare not in LAYOUTS:
@@ -114,14 +116,14 @@ class Known:
 
     @property
     def where(self) -> str:
-        """How messages begin."""
+        """The beginning of error messages."""
         return f"{self.option} {self.name}{'-test' if self.test else ''}:{self.folder}"
 
     def files(self) -> tuple[list[Path], bool]:
         """Return the files, and whether they are of the binary version.
 
         Raises:
-            CalibrationError: They are not there.
+            CalibrationError: A file is missing.
         """
         layout = LAYOUTS[self.name]
         versions = [(layout.folder, layout.train, layout.test)]
@@ -166,7 +168,7 @@ class Known:
 
 
 def _house_numbers(raw: bytes, where: str) -> Arrays:
-    """SVHN's images and digits: there 10 stands for the digit 0."""
+    """Return the images and digits of SVHN, whose files write the digit 0 as 10."""
     import numpy as np
 
     found = matrices(raw, ("X", "y"), where)
@@ -174,26 +176,26 @@ def _house_numbers(raw: bytes, where: str) -> Arrays:
     if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)):
         raise CalibrationError(
             f"{where}: expected X of bytes [32, 32, 3, {len(labels)}], got {images.dtype} "
-            f"{list(images.shape)}."
+            f"{list(images.shape)}. {_DOWNLOAD_AGAIN}"
         )
     if not np.isin(labels, np.arange(11)).all():
-        raise CalibrationError(f"{where}: expected digits from 1 to 10 in y, got others.")
+        raise CalibrationError(f"{where}: expected digits from 1 to 10 in y, got others. {_DOWNLOAD_AGAIN}")
     return np.ascontiguousarray(images.transpose(3, 2, 0, 1)), labels.astype(np.int64) % 10
 
 
-def known(
-    data: Known,
+def archive_loader(
+    data: Archive,
     images: ImagesSection,
     source: ModelSource | None,
     batch_size: int,
     seed: int,
     samples: int | None,
 ) -> Any:
-    """A loader of ``(inputs, labels)`` in an order drawn from `seed`.
+    """Return a loader of ``(inputs, labels)``, shuffled with `seed`.
 
     Pictures keep their 32 × 32 pixels and are normalised with the data set's own mean and standard deviation,
-    or with `images.mean` and `images.std`. Where `images.size` is given, or the model says how it takes its
-    pictures (timm, a Hugging Face folder), they become inputs as the pictures of a folder do.
+    or with `images.mean` and `images.std`. If `images.size` is given, or the model defines its preprocessing
+    (timm, a Hugging Face folder), they are prepared like the pictures of a folder.
 
     Raises:
         CalibrationError: A file is missing or damaged.

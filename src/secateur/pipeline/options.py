@@ -1,4 +1,4 @@
-"""What `prune` and `compare` may be asked for: granularities, and the options that each has."""
+"""The granularities of `prune` and `compare`, and checks of the options that each of them takes."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ TARGETS: Mapping[str, type[Target]] = MappingProxyType(
         "unit+rank": UnitsAndRanks,
     }
 )
-"""What may be removed, by the name of its granularity."""
+"""The target of each granularity, by the name that users pass."""
 
 
-def target_called(function: str, granularity: str) -> type[Target]:
-    """What is removed.
+def target_class(function: str, granularity: str) -> type[Target]:
+    """Return the target class of a granularity.
 
     Raises:
         SettingError: There is no granularity of this name.
@@ -46,56 +46,57 @@ def target_called(function: str, granularity: str) -> type[Target]:
     if granularity not in TARGETS:
         known = ", ".join(map(repr, TARGETS))
         raise SettingError(
-            f"{function}(granularity={granularity!r}): expected {known}, or a list of what + joins."
+            f"{function}(granularity={granularity!r}): expected one of {known}, got another. Name "
+            "one of these, or pass a list of the parts that + joins."
         )
     return TARGETS[granularity]
 
 
 def check_bounds(function: str, granularity: str, budget: Budget | None) -> None:
-    """Refuses bounds that a granularity does not have.
+    """Check that a granularity supports the measured bounds of a budget.
 
     Raises:
-        SettingError: If one means nothing there.
+        SettingError: It does not support one of them.
     """
-    kind = target_called(function, granularity)
+    target = target_class(function, granularity)
     for name in () if budget is None else budget.measured:
-        if name in kind.refused:
-            raise refusal(f"{function}(budget=Budget({name}=...))", granularity, kind.refused[name])
+        if name in target.refused:
+            raise refusal(f"{function}(budget=Budget({name}=...))", granularity, target.refused[name])
 
 
 _UNSET = {"steps": 1, "allow_inexact": False, "on_unrealisable": "leave", "measure_latency": False}
 
 
 def check_options(function: str, granularity: str, form: str, **options: Any) -> None:
-    """Refuses a form and options that a granularity does not have.
+    """Check that a granularity supports a form and options.
 
     Args:
         function: For messages.
         granularity: What is removed.
-        form: The form that was asked for.
+        form: The requested form.
         options: Further options by name.
 
     Raises:
-        SettingError: If one means nothing there.
+        SettingError: The granularity does not support one of them.
     """
-    kind = TARGETS[granularity]
-    if form not in kind.forms:
+    target = TARGETS[granularity]
+    if form not in target.forms:
         raise SettingError(
-            f"{function}(form={form!r}): expected one of {', '.join(kind.forms)} with granularity "
-            f"{granularity!r}."
+            f"{function}(form={form!r}): expected one of {', '.join(target.forms)} with granularity "
+            f"{granularity!r}, got another. Name one of these."
         )
     for name, value in options.items():
-        if value != _UNSET[name] and name in kind.refused:
-            raise refusal(f"{function}({name}={value!r})", granularity, kind.refused[name])
+        if value != _UNSET[name] and name in target.refused:
+            raise refusal(f"{function}({name}={value!r})", granularity, target.refused[name])
 
 
 def check_quality(
     budget: Budget | None, held_out: Any, metric: Metric | None, frontier: Sequence[float] | None
 ) -> None:
-    """Refuse what is about quality where none is bounded or measured, and a frontier of no shares.
+    """Check `frontier`, and the options that only a bound on quality or a frontier uses.
 
     Raises:
-        SettingError: It means nothing here.
+        SettingError: An option has a wrong value, or would have no effect.
     """
     if frontier is not None and (
         isinstance(frontier, str)
@@ -103,12 +104,13 @@ def check_quality(
         or not all(isinstance(s, float) and 0 < s < 1 for s in frontier)
     ):
         raise SettingError(
-            f"prune(frontier={frontier!r}): expected shares of the cost, floats in (0, 1). Write "
-            "(0.9, 0.8, 0.7)."
+            f"prune(frontier={frontier!r}): expected shares of the cost, floats in (0, 1), got something "
+            "else. Write (0.9, 0.8, 0.7), for example."
         )
     if metric is not None and not callable(metric):
         raise SettingError(
-            f"prune(metric={metric!r}): expected a function of a model and a batch. Pass one, or none."
+            f"prune(metric={metric!r}): expected a function metric(model, batch), got "
+            f"{type(metric).__name__}. Pass a function, or leave metric out."
         )
     if frontier or (budget is not None and budget.quality):
         return
@@ -120,7 +122,7 @@ def check_quality(
             )
 
 
-def checked_kind(
+def checked_target_class(
     granularity: str,
     form: str,
     budget: Budget | None,
@@ -129,8 +131,8 @@ def checked_kind(
     on_unrealisable: str,
     measure_latency: bool | None,
 ) -> type[Target]:
-    """What is removed; refuses options that are wrong, or that it does not have."""
-    kind = target_called("prune", granularity)
+    """Check the options of `prune`, and return the target class of the granularity."""
+    target = target_class("prune", granularity)
     check_options(
         "prune",
         granularity,
@@ -143,15 +145,18 @@ def checked_kind(
     for name in budget.measured if budget is not None else ():
         if steps != 1:
             raise SettingError(
-                f"prune(steps={steps}): expected a budget of macs or params, or of experts, got {name}. "
+                f"prune(steps={steps}): expected a budget of macs, params or experts, got {name}. "
                 "Leave steps out."
             )
     check_bounds("prune", granularity, budget)
     if type(steps) is not int or steps < 1 or (steps > 1 and budget is None):
         raise SettingError(
-            f"prune(steps={steps!r}): expected a number of rounds of at least 1, and for several a budget. "
-            "Pass these, or leave steps out."
+            f"prune(steps={steps!r}): expected at least 1 round, and a budget if there are several. "
+            "Pass both, or leave steps out."
         )
     if on_unrealisable not in ("graph", "leave"):
-        raise SettingError(f"prune(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
-    return kind
+        raise SettingError(
+            f"prune(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave', got another value. "
+            "Pass one of these."
+        )
+    return target
