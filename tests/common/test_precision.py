@@ -10,32 +10,45 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.common.precision import _PLACES, full_precision
+from secateur.common.precision import full_precision
 
 State = list[object]
+OPERATORS = [("cuda", "matmul"), ("cudnn", "conv"), ("cudnn", "rnn")]
+OPERATORS += [("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn")]
+NEWER = hasattr(torch.backends.cudnn, "fp32_precision")
 
 
 def state() -> State:
     """All settings that torch has for float32 products; None for what cannot be read."""
-    found: State = [torch.backends.cudnn.allow_tf32]
-    for read in (torch.get_float32_matmul_precision, lambda: torch.backends.cuda.matmul.allow_tf32):
+    found: State = []
+    for read in (
+        torch.get_float32_matmul_precision,
+        lambda: torch.backends.cuda.matmul.allow_tf32,
+        lambda: torch.backends.cudnn.allow_tf32,
+    ):
         try:
             found.append(read())
         except RuntimeError:
             found.append(None)
-    places = (getattr(getattr(torch.backends, group), name, None) for group, name in _PLACES)
-    return found + [getattr(place, "fp32_precision", None) for place in places]
+    if NEWER:
+        for place in (torch.backends, torch.backends.cudnn, torch.backends.mkldnn):
+            found.append(place.fp32_precision)  # type: ignore[attr-defined]
+        found += [getattr(getattr(torch.backends, group), name).fp32_precision for group, name in OPERATORS]
+    return found
 
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
+    """Other tests start from the settings that a process starts with."""
     yield
-    for group, name in _PLACES:
-        place = getattr(getattr(torch.backends, group), name, None)
-        if hasattr(place, "fp32_precision"):
-            place.fp32_precision = "ieee"
-    torch.set_float32_matmul_precision("highest")
+    if NEWER:
+        torch.backends.fp32_precision = "none"  # type: ignore[attr-defined]
+        for group, name in OPERATORS:
+            getattr(torch.backends, group).fp32_precision = "none"
+            getattr(getattr(torch.backends, group), name).fp32_precision = "none"
     torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("highest")
+    assert state()[:3] == ["highest", False, True]
 
 
 def nothing() -> None:
@@ -54,7 +67,15 @@ def all_newer() -> None:
     torch.backends.fp32_precision = "tf32"  # type: ignore[attr-defined]
 
 
-WAYS = [nothing, coarse, *([newer, all_newer] if hasattr(torch.backends, "fp32_precision") else [])]
+def one_of_two() -> None:
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # while that of convolutions is "tf32"
+
+
+WAYS = [
+    nothing,
+    coarse,
+    *([newer, all_newer, one_of_two] if hasattr(torch.backends, "fp32_precision") else []),
+]
 
 
 @pytest.mark.parametrize("change", WAYS)
@@ -88,6 +109,14 @@ def test_calls_in_two_threads_that_overlap() -> None:
     out.set()
     thread.join()
     assert (seen, torch.get_float32_matmul_precision()) == (["highest"], "high")
+
+
+@pytest.mark.parametrize("change", WAYS)
+def test_captures_read_these_settings_too(change: Callable[[], None]) -> None:
+    """The exporter reads settings of before that torch refuses to read where the newer ones differ."""
+    change()
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    assert sc.trace(net, torch.randn(6, 4)).groups
 
 
 class Listening(nn.Sequential):

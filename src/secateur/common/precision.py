@@ -3,61 +3,84 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 
-_PLACES = (("cuda", "matmul"), ("cudnn", "conv"), ("cudnn", "rnn"),
-           ("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn"))  # fmt: skip
-"""Where newer versions of torch keep a setting ``fp32_precision`` in `torch.backends`."""
+_COARSE = ("tf32", "bf16")
 
 
-class _Settings:
-    """How precise torch makes float32 products now.
+def _set_full() -> list[Callable[[], object]]:
+    """Make all products of float32 exact to rounding; returns what restores the settings, last step first.
 
-    Older settings and newer ones stand for the same. Torch refuses to read the older ones where only the
-    newer ones were set, so what cannot be read is left to the others.
+    Torch has older and newer settings for the same. It refuses to read an older one where the newer ones
+    differ from it, and the exporter reads them. So all are set.
     """
+    steps: list[Callable[[], object]] = []
 
-    def __init__(self) -> None:
-        self._products: str | None = None
-        with suppress(RuntimeError):
-            self._products = torch.get_float32_matmul_precision()
-        self._cudnn = torch.backends.cudnn.allow_tf32
-        self._newer = [(place, place.fp32_precision) for place in _newer()]
+    def refine(owner: Any, to: str) -> None:
+        before = getattr(owner, "fp32_precision", None)
+        if before in _COARSE:
+            owner.fp32_precision = to
+            steps.append(partial(setattr, owner, "fp32_precision", before))
 
-    def set_full(self) -> None:
-        """Make all products of float32 exact to rounding."""
-        if self._products is not None:
+    backends = torch.backends
+    for group in (
+        backends,
+        backends.cudnn,
+        backends.mkldnn,
+    ):  # what each operator has that names nothing else
+        refine(group, "none")
+    with suppress(RuntimeError):
+        products = torch.get_float32_matmul_precision()
+        if products != "highest":
             torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        for place in _newer():
-            if place.fp32_precision in ("tf32", "bf16"):
-                place.fp32_precision = "ieee"
-
-    def restore(self) -> None:
-        """Set all that this object has read."""
-        if self._products is not None:
-            torch.set_float32_matmul_precision(self._products)
-        torch.backends.cudnn.allow_tf32 = self._cudnn
-        for place, before in self._newer:
-            if place.fp32_precision != before:
-                place.fp32_precision = before
+            steps.append(partial(torch.set_float32_matmul_precision, products))
+    steps.append(_refine_cudnn())
+    for group, names in ((backends.cuda, ("matmul",)), (backends.mkldnn, ("matmul", "conv", "rnn"))):
+        for name in names:
+            refine(getattr(group, name, None), "ieee")
+    return steps[::-1]
 
 
-def _newer() -> list[Any]:
-    places = (getattr(getattr(torch.backends, group), name, None) for group, name in _PLACES)
-    return [place for place in places if hasattr(place, "fp32_precision")]
+def _refine_cudnn() -> Callable[[], None]:
+    """Set cuDNN to full float32; returns what restores its settings."""
+    cudnn: Any = torch.backends.cudnn
+    operators = [getattr(cudnn, name) for name in ("conv", "rnn") if hasattr(cudnn, name)]
+    newer = [(each, each.fp32_precision) for each in operators if hasattr(each, "fp32_precision")]
+    before = True  # the default, where the newer settings hide it
+    with suppress(RuntimeError):
+        before = cudnn.allow_tf32
+    cudnn.allow_tf32 = False
+
+    def restore() -> None:
+        cudnn.allow_tf32 = before
+        for each, precision in newer:
+            if each.fp32_precision != precision:
+                each.fp32_precision = precision
+
+    return restore
 
 
 class _Calls:
-    """The calls that are inside now, in all threads: torch has one setting for the process."""
+    """The calls that are inside now, in all threads: torch has one setting for the process.
+
+    Attributes:
+        count: How many are inside.
+        steps: What restores the settings.
+    """
 
     lock = threading.Lock()
     count = 0
-    before: _Settings | None = None
+    steps: list[Callable[[], object]] | None = None
+
+
+def _restore(steps: list[Callable[[], object]]) -> None:
+    for step in steps:
+        step()
 
 
 @contextmanager
@@ -80,29 +103,28 @@ def full_precision() -> Iterator[None]:
     with _Calls.lock:
         _Calls.count += 1
         if _Calls.count == 1:
-            _Calls.before = _Settings()
-            _Calls.before.set_full()
+            _Calls.steps = _set_full()
     try:
         yield
     finally:
         with _Calls.lock:
             _Calls.count -= 1
-            if not _Calls.count and _Calls.before is not None:
-                _Calls.before.restore()
-                _Calls.before = None
+            if not _Calls.count and _Calls.steps is not None:
+                _restore(_Calls.steps)
+                _Calls.steps = None
 
 
 @contextmanager
 def as_called() -> Iterator[None]:
     """Inside, the settings that the user's code had when it called: for what is timed or trained."""
-    before = _Calls.before
-    if before is None:
-        yield
-        return
-    before.restore()
+    with _Calls.lock:
+        inside = _Calls.steps is not None
+        if _Calls.steps is not None:
+            _restore(_Calls.steps)
+            _Calls.steps = None
     try:
         yield
     finally:
         with _Calls.lock:
-            if _Calls.before is before:
-                before.set_full()
+            if inside and _Calls.count and _Calls.steps is None:
+                _Calls.steps = _set_full()

@@ -13,7 +13,7 @@ from secateur.calibration import Batch, Calibration
 from secateur.calibration.batch import held_tensors
 from secateur.calibration.ending import check_same
 from secateur.calibration.subset import take_share
-from secateur.common.mapped import any_mapped
+from secateur.common.mapped import any_mapped, trim
 from secateur.common.models import device_of, evaluating
 from secateur.measure.divergence import class_scores, diverged, reads_and_writes_words
 from secateur.measure.evaluate import floats_of, squared_distance
@@ -96,6 +96,8 @@ class Judge:
 
         Every model gets the same samples in the same order, so errors of two models can be paired.
         """
+        if not self._most:
+            trim()  # what the steps before have freed
         found: dict[int, tuple[list[float], list[float]]] = {}
         with joined(device_of(self._dense)) as team:
             with team.together(), evaluating(model), evaluating(self._dense):

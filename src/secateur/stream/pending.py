@@ -44,13 +44,13 @@ class PendingBatches(Generic[P]):
             of: Returns the programs for the input size of a batch.
             device: Where they run.
             calibration: The batches.
-            in_files: Whether the weights lie in files, as memory is short: then half of `HELD_BYTES` is kept.
+            in_files: Whether the weights lie in files: then memory is short, and an eighth of that stays.
             takes: Position of a batch -> whether it is one of these.
         """
         self._of, self._calibration = of, calibration.to(device)
         self._pair_of: dict[int, P] = {}
         self._in_files = in_files
-        self._limit = HELD_BYTES // 2 if in_files else HELD_BYTES
+        self._limit = HELD_BYTES // 8 if in_files else HELD_BYTES
         self._held: dict[int, Values] = {}
         self._sizes: dict[int, int] = {}
         self._folder: TemporaryDirectory[str] | None = None
