@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Callable
@@ -91,3 +92,11 @@ def test_signals_that_are_ignored_stay_so(monkeypatch: pytest.MonkeyPatch) -> No
         assert ends(lambda: signal.raise_signal(signal.SIGINT)) == 0
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def test_python_runs_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["secateur", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("secateur", run_name="__main__")
+    assert end.value.code in (None, 0)
+    assert "inspect" in capsys.readouterr().out
