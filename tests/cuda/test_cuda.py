@@ -27,7 +27,8 @@ from secateur.targets import weights as masks
 from tests.helpers.models import TOPOLOGIES, build
 from tests.signals.data import labelled
 
-pytestmark = pytest.mark.cuda
+# Warnings about the device, its kernels or its formats fail no test.
+pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("default")]
 DEVICE = torch.device(os.environ.get("SECATEUR_DEVICE", "cuda"))
 FORMS = ("module", "masked", "graph")
 

@@ -10,11 +10,10 @@ import torch
 import secateur as sc
 from secateur.pipeline.options import TARGETS
 from secateur.repairs.methods import REPAIRS
-from tests.cuda.test_cuda import DEVICE, exact, there
+from tests.cuda.test_cuda import DEVICE, exact, pytestmark, there
 from tests.report.test_every import BUDGETS, DECIDED, NETWORKS, REFUSED, SCORED, SET, TOLERANCE, network
 
-__all__ = ["exact"]  # a fixture of all tests here
-pytestmark = pytest.mark.cuda
+__all__ = ["exact", "pytestmark"]  # for all tests here
 
 
 def pruned(granularity: Any, budget: Any = None, *, data_on_cpu: bool = False, **asked: Any) -> sc.Plan:
