@@ -217,5 +217,5 @@ def endless(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
 
 def test_a_loop_that_values_end_is_refused_in_words() -> None:
     assert MOST < 1000
-    with pytest.raises(sc.CaptureError, match=r"while h\.norm\(\) > 1: what the forward pass does"):
+    with pytest.raises(sc.CaptureError, match=r"while h\.norm\(\) > 1: the code there depends on"):
         sc.trace(Net(endless).eval(), torch.randn(4, 6))

@@ -44,6 +44,9 @@ def smaller_module(model: nn.Module, plan: Plan, sizes: Sizes | None = None) -> 
     follow_width(small)
     set_sizes(model, small, sizes or {})
     _drop_emptied(small, removed)
+    for module in small.modules():
+        if isinstance(module, nn.RNNBase):  # cuDNN wants the weights in one piece, else it copies at each call
+            module.flatten_parameters()
     return small
 
 
