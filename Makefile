@@ -53,7 +53,7 @@ gpu:  ## Run the tests that need a CUDA device, and measure on it
 	$$run -m pytest -n $(JOBS) -m cuda $(ARGS) || failed=$$?; \
 	$$run -m benchmarks.bench_gpu || failed=$$?; exit $$failed
 
-test-device: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run the tests of a device on a pretended one; needs a C++ compiler (slow)
+test-device: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run the tests of a device on a pretended one; needs a C++ compiler and ninja (slow)
 	SECATEUR_DEVICE=pretended $(PYTEST) -p tests.cuda.pretended -m cuda $(ARGS)
 
 fuzz: $(VENV)/.stamp-dev  ## Look for files that a reader does not survive; make fuzz MINUTES=60
