@@ -59,13 +59,17 @@ class FirstPass:
 class Passes:
     """Runs the model on arguments: does it fail, and which execution path does it take?"""
 
-    def __init__(self, model: nn.Module, given: Arguments, first: FirstPass | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, given: Arguments, first: FirstPass | None = None, *, modes: bool = True
+    ) -> None:
         """Run the model once on the user's own arguments.
 
         Args:
             model: The dense model; it is left as it was.
             given: The user's own arguments.
             first: A pass on them that was watched already.
+            modes: Whether to find out which modes of PyTorch the code asks for; see `other_modes`. That makes
+                the first pass about twice as long.
         """
         self._model, self._given = model, given
         self._states: dict[bool, State] = {}  # by training mode: what each pass has to restore
@@ -78,7 +82,7 @@ class Passes:
             self._errors[_shapes(given), _sums(given)] = None
             self._note(given, first.path, (False, WITHOUT_GRADIENTS, None))
             return
-        with questions(self._questions):
+        with questions(self._questions) if modes else nullcontext():
             failed = self.attempt(given)
         if failed is not None:
             self._watched = False

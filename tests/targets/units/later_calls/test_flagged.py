@@ -274,3 +274,70 @@ def test_flags_are_tried_without_a_trace_in_the_model() -> None:
     assert "softmax" in found[0].line
     assert vars(model) == before
     assert str(Refused("a.b", ("c",), ("1", "2"))) == "model.a.b.c other than 1 or 2"
+
+
+CONDITIONS: dict[str, Callable[[Any, Tensor, bool], bool]] = {
+    "size that is compared anyway": lambda m, x, crowd: m.pooled and crowd,
+    "size that is compared with the flag alone": lambda m, x, crowd: m.pooled and len(x) > 7,
+    "two flags, and a size that is compared anyway": lambda m, x, crowd: m.pooled and m.shifted and crowd,
+    "two flags, and a size that is compared with both alone": (
+        lambda m, x, crowd: m.pooled and m.shifted and len(x) > 7
+    ),
+    "another size if it is set": lambda m, x, crowd: len(x) > (7 if m.pooled else 99),
+}
+
+
+class Crowded(nn.Module):
+    """Under a condition on flags and the number of samples, it mixes units. It counts its calls."""
+
+    def __init__(self, condition: str) -> None:
+        super().__init__()
+        self.up, self.out = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.condition = CONDITIONS[condition]
+        self.pooled = self.shifted = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        CALLS.append(len(x))
+        h = self.up(x).relu()
+        crowd = x.shape[0] > 7
+        return self.out(h.softmax(-1) if self.condition(self, x, crowd) else h)
+
+
+CALLS: list[int] = []
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_flags_that_matter_at_other_sizes(condition: str) -> None:
+    torch.manual_seed(0)
+    _, _, small, masked = pruned(Crowded(condition).double().eval())
+    crowd = torch.randn(20, 6).double()
+    torch.testing.assert_close(small(crowd), masked(crowd))
+    small.pooled = True
+    if condition.startswith("two"):
+        torch.testing.assert_close(small(crowd), masked(crowd))
+        small.shifted = True
+    with pytest.raises(sc.InputError, match=r"expected (pooled|shifted) of"):
+        small(crowd)
+
+
+def test_comparisons_that_do_not_depend_on_a_flag_are_searched_once() -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.out = nn.Linear(6, 12), nn.Linear(12, 3)
+            self.a = self.b = self.c = self.d = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            CALLS.append(len(x))
+            h = self.up(x).relu()
+            for odd in (9, 15, 25, 37):
+                if 2 * x.shape[0] == odd:  # of which the outcome never changes
+                    h = h * 2
+            return self.out(h + 1 if self.a or self.b or self.c or self.d else h)
+
+    model = Asking().double().eval()
+    graph = sc.trace(model, INPUTS)
+    CALLS.clear()
+    tried = len(flag_values(model, graph))
+    assert tried == 4 + 6  # each, and each pair
+    assert len(CALLS) < 9 * tried

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,12 +102,15 @@ def flag_values(model: nn.Module, graph: Graph) -> list[FlagValues]:
 
     Flags that the same module reads are also tried in pairs. Each is tried on the traced inputs, on other
     sizes and kinds of inputs that the trace found, at sizes where comparisons have another outcome, with
-    either answer to conditions on values, and in training mode.
+    either answer to conditions on values, and in training mode. The sizes at which the comparisons of the
+    usual path have another outcome are searched once, and not again for each flag.
     """
     args, kwargs = given = graph.captured_inputs()
+    plain = Passes(model, given, modes=False).path_of(given)
+    search = _search(model, graph, given, plain)
     traced = [
         *(Case(given, training) for training in (False, True)),
-        *map(Case, _other_arguments(graph, given)),
+        *map(Case, _other_arguments(graph, given, search.with_new_outcomes if search else ())),
     ]
     before = _paths(model, traced)
     watched = functools.partial(traced[0].run, model, args, kwargs)
@@ -116,7 +119,7 @@ def flag_values(model: nn.Module, graph: Graph) -> list[FlagValues]:
     single: list[tuple[Flag, ...]] = [(flag,) for flag in flags]
     for one in [*single, *_pairs(flags)]:
         with FlagValues(one).on(model):
-            asked = _asked_for(model, graph, given)
+            asked = _asked_for(model, graph, given, plain)
             paths = _paths(model, [*traced, *asked])
         usual = [*before, *_paths(model, asked)]
         differing = [
@@ -138,12 +141,18 @@ def _paths(model: nn.Module, cases: Sequence[Case]) -> list[ExecutionPath | None
     passes: dict[int, Passes] = {}
     for case in cases:
         if id(case.arguments) not in passes:
-            passes[id(case.arguments)] = Passes(model, case.arguments)
+            passes[id(case.arguments)] = Passes(model, case.arguments, modes=False)
     return [passes[id(o.arguments)].path_of(o.arguments, training=o.training, answer=o.answer) for o in cases]
 
 
-def _other_arguments(graph: Graph, given: Arguments) -> list[Arguments]:
-    """Return the arguments of the trace's other captures in PyTorch's usual mode, and of other sizes."""
+def _other_arguments(graph: Graph, given: Arguments, flipped: Iterable[Sizes]) -> list[Arguments]:
+    """Return the arguments of the trace's other captures in PyTorch's usual mode, and of other sizes.
+
+    Args:
+        graph: The trace.
+        given: The traced arguments.
+        flipped: Sizes at which comparisons in the code have another outcome. None of them is left out.
+    """
     found = [
         view.arguments
         for view in graph.views
@@ -152,7 +161,11 @@ def _other_arguments(graph: Graph, given: Arguments) -> list[Arguments]:
     # Not each of these sizes has a capture.
     found += [resized(graph.inputs, given, sizes) for _, sizes in graph.inputs.other_path_sizes()]
     distinct = {repr(InputSpec.of(*arguments)): arguments for arguments in reversed(found)}
-    return [*reversed(distinct.values())][:VIEWS]
+    first = dict([*reversed(distinct.items())][:VIEWS])
+    for sizes in flipped:
+        arguments = resized(graph.inputs, given, graph.inputs.at(sizes))
+        first.setdefault(repr(InputSpec.of(*arguments)), arguments)
+    return [*first.values()]
 
 
 def _pairs(flags: Sequence[Flag]) -> list[tuple[Flag, ...]]:
@@ -165,22 +178,44 @@ def _pairs(flags: Sequence[Flag]) -> list[tuple[Flag, ...]]:
     return found[:PAIRS]
 
 
-def _asked_for(model: nn.Module, graph: Graph, given: Arguments) -> list[Case]:
-    """Return cases that the code asks about: answers to conditions on values, and sizes that it compares."""
+def _search(
+    model: nn.Module,
+    graph: Graph,
+    given: Arguments,
+    path: ExecutionPath | None,
+    known: ExecutionPath | None = None,
+) -> PathSearch | None:
+    """Search sizes at which comparisons of a path have another outcome, if `known` does not have them too."""
+    before = known.compared if known is not None else {}
+    if path is None or all(before.get(place) == found for place, found in path.compared.items()):
+        return None
+    passes = Passes(model, given, modes=False)
+    same = frozenset(place for place, found in path.compared.items() if before.get(place) == found)
 
-    def arguments(sizes: Sizes) -> Arguments:
-        return resized(graph.inputs, given, graph.inputs.at(sizes))
+    def path_at(sizes: Sizes) -> ExecutionPath | None:
+        return passes.path_of(resized(graph.inputs, given, graph.inputs.at(sizes)))
 
-    passes = Passes(model, given)
-    path = passes.path_of(given)
+    search = PathSearch(graph.inputs.open, path, path_at)
+    search.follow_comparisons(except_at=same)
+    return search
+
+
+def _asked_for(model: nn.Module, graph: Graph, given: Arguments, plain: ExecutionPath | None) -> list[Case]:
+    """Return cases that the code asks about: answers to conditions on values, and sizes that it compares.
+
+    Args:
+        model: The dense model with flags set.
+        graph: Its trace.
+        given: The traced arguments.
+        plain: The path without these flags. Its comparisons are searched already.
+    """
+    path = Passes(model, given, modes=False).path_of(given)
     if path is None:
         return []
     answers = [Case(given, answer=answer) for answer in (True, False) if "bool" in path.questions]
-    if not path.compared:
-        return answers
-    search = PathSearch(graph.inputs.open, path, lambda sizes: passes.path_of(arguments(sizes)))
-    search.follow_comparisons()
-    return [*answers, *(Case(arguments(sizes)) for sizes in search.found[:SIZES])]
+    search = _search(model, graph, given, path, plain)
+    found = search.found[:SIZES] if search else []
+    return [*answers, *(Case(resized(graph.inputs, given, graph.inputs.at(sizes))) for sizes in found)]
 
 
 def try_flags(
@@ -245,11 +280,11 @@ def require_as_traced(model: nn.Module, graph: Graph) -> None:
     if not others:
         return
     given = graph.captured_inputs()
-    now = Passes(model, given).path_of(given)
+    now = Passes(model, given, modes=False).path_of(given)
     with contextlib.ExitStack() as stack:
         for flag in others:
             stack.enter_context(flag.on(model))
-        before = Passes(model, given).path_of(given)
+        before = Passes(model, given, modes=False).path_of(given)
     if now is not None and before is not None and now.calls != before.calls:
         names = "; ".join(f"{flag.readers[0]} = {flag.now[0]!r}, then {flag.value!r}" for flag in others[:3])
         raise ApplyError(

@@ -45,7 +45,7 @@ def smaller_module(model: nn.Module, plan: Plan, sizes: Sizes | None = None) -> 
     set_sizes(model, small, sizes or {})
     _drop_emptied(small, removed)
     for module in small.modules():
-        if isinstance(module, nn.RNNBase):  # cuDNN wants the weights in one piece, else it copies at each call
+        if isinstance(module, nn.RNNBase):  # cuDNN copies weights that are not in one piece at each call
             module.flatten_parameters()
     return small
 
