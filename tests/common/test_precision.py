@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.common.precision import full_precision
+from secateur.common.precision import as_called, full_precision
 
 State = list[object]
 OPERATORS = [("cuda", "matmul"), ("cudnn", "conv"), ("cudnn", "rnn")]
@@ -165,3 +165,18 @@ def test_what_is_timed_or_trained_has_the_users_settings() -> None:
         sc.recover(small, net, data, epochs=1, progress=False)
         assert "high" in HEARD
         assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_call_in_another_thread_is_exact_while_one_trains() -> None:
+    torch.set_float32_matmul_precision("high")
+    seen = []
+
+    def other() -> None:
+        with full_precision():
+            seen.append(torch.get_float32_matmul_precision())
+
+    with full_precision(), as_called():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert (seen, torch.get_float32_matmul_precision()) == (["highest"], "high")

@@ -28,11 +28,8 @@ def _set_full() -> list[Callable[[], object]]:
             steps.append(partial(setattr, owner, "fp32_precision", before))
 
     backends = torch.backends
-    for group in (
-        backends,
-        backends.cudnn,
-        backends.mkldnn,
-    ):  # what each operator has that names nothing else
+    # First what each operator has that has no setting of its own.
+    for group in (backends, backends.cudnn, backends.mkldnn):
         refine(group, "none")
     with suppress(RuntimeError):
         products = torch.get_float32_matmul_precision()
@@ -102,7 +99,7 @@ def full_precision() -> Iterator[None]:
     """
     with _Calls.lock:
         _Calls.count += 1
-        if _Calls.count == 1:
+        if _Calls.steps is None:  # also while another thread trains: its speed matters less than these sums
             _Calls.steps = _set_full()
     try:
         yield
