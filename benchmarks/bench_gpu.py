@@ -32,15 +32,14 @@ from torch import nn
 
 import secateur as sc
 from benchmarks import results
-from benchmarks.bench_streaming import FRACTION, Phases, measure
+from benchmarks.bench_streaming import FRACTION, LLAMA, Phases, measure
 from secateur.targets import weights as masks
 from tests.zoo.importing import import_torchvision
 
 DEVICE = torch.device(os.environ.get("SECATEUR_DEVICE", "cuda"))
 LENGTH = 2048
 LLAMAS: dict[str, dict[str, int]] = {
-    "llama-1.1b": {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632,
-                   "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4},
+    "llama-1.1b": {**LLAMA, "num_hidden_layers": 22},
     "llama-8b": {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
                  "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8},
 }  # fmt: skip

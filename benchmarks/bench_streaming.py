@@ -41,6 +41,9 @@ from benchmarks.smollm2 import perplexity, smollm2, windows
 from tests.zoo.importing import import_torchvision
 
 FRACTION = 0.7
+LLAMA = {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632,
+         "num_attention_heads": 32, "num_key_value_heads": 4}  # fmt: skip
+"""The shape of the Llama that has 1.1 billion parameters with 22 layers."""
 
 
 def private_bytes() -> int:
@@ -107,15 +110,7 @@ def save_llama(folder: Path, texts: int, length: int, layers: int = 22) -> None:
     """The same for a Llama of 1.1 billion random weights, a block at a time; no texts to measure with."""
     from transformers import LlamaConfig
 
-    config = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        use_cache=False,
-    )
+    config = LlamaConfig(**LLAMA, num_hidden_layers=layers, use_cache=False)
     config.save_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
     blocks: dict[str, dict[str, torch.Size]] = {}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.graph.frames import codes_in
 from secateur.signals.identity import plain
 
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype)
@@ -78,7 +79,7 @@ def _of_function(function: FunctionType) -> Iterator[Any]:
         yield f"{library} {function.__qualname__}"
         return
     yield f"{_plain(function.__defaults__)} {_plain(function.__kwdefaults__)}"
-    codes = list(_codes(function.__code__))
+    codes = list(codes_in(function.__code__))
     for code in codes:
         yield _text(code)
     names = [name for code in codes for name in code.co_names]
@@ -99,14 +100,6 @@ def _of_function(function: FunctionType) -> Iterator[Any]:
             yield value
         elif callable(value):
             yield getattr(value, "__qualname__", type(value).__qualname__)
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """A function's code, and that of the functions defined in it."""
-    yield code
-    for each in code.co_consts:
-        if isinstance(each, CodeType):
-            yield from _codes(each)
 
 
 def _text(code: CodeType) -> str:

@@ -288,7 +288,7 @@ CONDITIONS: dict[str, Callable[[Any, Tensor, bool], bool]] = {
 
 
 class Crowded(nn.Module):
-    """Under a condition on flags and the number of samples, it mixes units. It counts its calls."""
+    """Under a condition on flags and the number of samples, it mixes units."""
 
     def __init__(self, condition: str) -> None:
         super().__init__()
@@ -297,7 +297,6 @@ class Crowded(nn.Module):
         self.pooled = self.shifted = False
 
     def forward(self, x: Tensor) -> Tensor:
-        CALLS.append(len(x))
         h = self.up(x).relu()
         crowd = x.shape[0] > 7
         return self.out(h.softmax(-1) if self.condition(self, x, crowd) else h)

@@ -106,8 +106,9 @@ def flag_values(model: nn.Module, graph: Graph) -> list[FlagValues]:
     usual path have another outcome are searched once, and not again for each flag.
     """
     args, kwargs = given = graph.captured_inputs()
-    plain = Passes(model, given, modes=False).path_of(given)
-    search = _search(model, graph, given, plain)
+    usually = Passes(model, given, modes=False)
+    plain = usually.path_of(given)
+    search = _search(usually, graph, given)
     traced = [
         *(Case(given, training) for training in (False, True)),
         *map(Case, _other_arguments(graph, given, search.with_new_outcomes if search else ())),
@@ -179,18 +180,16 @@ def _pairs(flags: Sequence[Flag]) -> list[tuple[Flag, ...]]:
 
 
 def _search(
-    model: nn.Module,
-    graph: Graph,
-    given: Arguments,
-    path: ExecutionPath | None,
-    known: ExecutionPath | None = None,
+    passes: Passes, graph: Graph, given: Arguments, known: ExecutionPath | None = None
 ) -> PathSearch | None:
-    """Search sizes at which comparisons of a path have another outcome, if `known` does not have them too."""
+    """Search sizes at which comparisons have another outcome, but for those that the path `known` has too."""
+    path = passes.path_of(given)
     before = known.compared if known is not None else {}
-    if path is None or all(before.get(place) == found for place, found in path.compared.items()):
+    if path is None:
         return None
-    passes = Passes(model, given, modes=False)
     same = frozenset(place for place, found in path.compared.items() if before.get(place) == found)
+    if len(same) == len(path.compared):
+        return None
 
     def path_at(sizes: Sizes) -> ExecutionPath | None:
         return passes.path_of(resized(graph.inputs, given, graph.inputs.at(sizes)))
@@ -209,11 +208,12 @@ def _asked_for(model: nn.Module, graph: Graph, given: Arguments, plain: Executio
         given: The traced arguments.
         plain: The path without these flags. Its comparisons are searched already.
     """
-    path = Passes(model, given, modes=False).path_of(given)
+    passes = Passes(model, given, modes=False)
+    path = passes.path_of(given)
     if path is None:
         return []
     answers = [Case(given, answer=answer) for answer in (True, False) if "bool" in path.questions]
-    search = _search(model, graph, given, path, plain)
+    search = _search(passes, graph, given, plain)
     found = search.found[:SIZES] if search else []
     return [*answers, *(Case(resized(graph.inputs, given, graph.inputs.at(sizes))) for sizes in found)]
 
