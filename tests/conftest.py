@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,9 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of `SLOW`."""
     lines = SLOW.read_text(encoding="utf-8").splitlines()
     names = {line for line in lines if not line.startswith("#")}
+    cases: Counter[str] = Counter()
     for item in items:
         name = item.nodeid.removeprefix("tests/")
-        if not names.isdisjoint((name, name.partition("[")[0])):
+        function = name.partition("[")[0]
+        other_third = f"{function} 1 of 3" in names and cases[function] % 3 > 0
+        cases[function] += 1
+        if other_third or not names.isdisjoint((name, function)):
             item.add_marker("slow")
 
 
@@ -47,10 +53,26 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(100_000, 20, 20)
 
 
+def torch_settings() -> dict[str, object]:
+    """Settings of the process that change what other tests compute."""
+    return {
+        "threads": torch.get_num_threads(),
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "float32 products": torch.get_float32_matmul_precision(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+    }
+
+
 @pytest.fixture(autouse=True)
-def fixed_seed() -> None:
-    """Every test starts from the same global random state."""
+def fixed_seed() -> Iterator[None]:
+    """Every test starts from the same global random state, and leaves torch's settings as they were."""
+    before = torch_settings()
     torch.manual_seed(0)
+    yield
+    assert torch_settings() == before
 
 
 @pytest.fixture(autouse=True)

@@ -163,7 +163,7 @@ def run(tests: Sequence[str], package: Path, seconds: float) -> str:
         sys.dont_write_bytecode = True
         if not str(import_module("secateur").__file__).startswith(str(package)):
             os._exit(70)
-        os._exit(pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]))
+        os._exit(pytest.main([*tests, "-xq", "-mnot cuda", "-pno:cacheprovider", "-pno:xdist"]))
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)

@@ -355,6 +355,17 @@ def put(*path: Any) -> Callable[[Any], None]:
     return change
 
 
+@functools.cache
+def plan_file() -> str:
+    return prune(None, None, sc.Budget(macs=0.7), "tod").plan.to_json()
+
+
+@pytest.mark.parametrize("form", ["auto", "masked", "graph"])
+def test_an_unchanged_plan_is_taken(form: Any) -> None:
+    plan = sc.Plan.from_json(plan_file())
+    assert sc.record_of(sc.apply(net(), plan, form)).plan == plan
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -368,9 +379,7 @@ def put(*path: Any) -> Callable[[Any], None]:
 )
 @pytest.mark.parametrize("form", ["auto", "masked", "graph"])
 def test_numbers_of_a_plan_that_the_model_decides(form: Any, change: Any, message: str) -> None:
-    plan = prune(None, None, sc.Budget(macs=0.7), "tod").plan
-    content = json.loads(plan.to_json())
-    assert sc.record_of(sc.apply(net(), sc.Plan.from_json(json.dumps(content)), form)).plan == plan
+    content = json.loads(plan_file())
     change(content)
     with pytest.raises(sc.PlanError, match=message):
         sc.apply(net(), sc.Plan.from_json(json.dumps(content)), form)

@@ -339,4 +339,5 @@ def test_what_is_listed_as_slow_exists() -> None:
     assert lines == sorted(set(lines))
     for line in lines:
         path, _, name = line.partition("::")
-        assert f"def {name.partition('[')[0]}(" in (tests / path).read_text(), line
+        function = name.partition("[")[0].removesuffix(" 1 of 3")
+        assert f"def {function}(" in (tests / path).read_text(), line
