@@ -289,12 +289,12 @@ class Plan(Record):
 
     def _check_costs(self, graph: Graph | ExpertGraph | Joined | BlockGraph) -> None:
         kept = {group.name: group.keep for group in self.groups if group.removed}
-        for called, said, cost in (
+        for called, written, cost in (
             ("dense", self.dense, graph.cost()),
             ("predicted", self.predicted, graph.cost(kept)),
         ):
             for what in ("params", "macs") if self._is_of_sizes(graph) else ("params",):
-                got, wanted = getattr(said, what), int(getattr(cost, what))
+                got, wanted = getattr(written, what), int(getattr(cost, what))
                 if got != wanted:
                     raise PlanError(
                         f"plan: expected {called} {what} of {wanted:,}, as this decision and the model give, "
@@ -321,9 +321,9 @@ class Plan(Record):
 
         A group that was left whole since is passed over: its certificate is that of the rule's decision.
         """
-        said: Any = self.certificates.get("groups")
-        for group in self.groups if isinstance(said, dict) else ():
-            own = said.get(group.name)
+        written: Any = self.certificates.get("groups")
+        for group in self.groups if isinstance(written, dict) else ():
+            own = written.get(group.name)
             gone = len(group.removed)
             right = {"removed": (gone, group.ratio), "kept": (group.kept,), "units": (group.size,)}
             for name, values in right.items() if gone and isinstance(own, dict) else ():

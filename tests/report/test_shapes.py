@@ -26,7 +26,7 @@ def test_bars_are_as_high_as_they_count_and_stand_on_each_other() -> None:
     assert kept[0][1] == removed[1][3]  # on top of what goes
     assert removed[0][2] - removed[0][0] == third
     assert bars.cut == pytest.approx(50)  # 1.25 in 0.5 to 2
-    assert "10 units stay and 6 go" in bars.said
+    assert "10 units stay and 6 go" in bars.text
 
 
 def test_the_cut_is_placed_in_its_bin_also_on_a_log_scale() -> None:

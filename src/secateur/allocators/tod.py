@@ -221,7 +221,7 @@ class ToD(Allocator):
         removed, overlap, bound = (
             sum(g[name] for g in groups.values()) for name in ("removed", "overlap", "overlap_bound")
         )
-        said = (
+        rows = (
             f"Tolerance of Difference {tolerance:.4g}: of the k units that a layer lost, at most "
             f"{100 * tolerance:.3g} % are among the k of that layer that the protection signal values most.",
             f"Over all layers {removed:,} units went; {overlap:,} of them were among those, and "
@@ -231,7 +231,7 @@ class ToD(Allocator):
         compared = exchanged.get("groups", {})
         return Certificate(
             sentences=(
-                *said,
+                *rows,
                 *_given_back(groups),
                 *(sentences(exchanged) if compared else ()),
                 *_constant(found.get("constant") or {}),

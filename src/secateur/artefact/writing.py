@@ -180,8 +180,8 @@ def _refusal(path: Path, refused: Exception) -> str | None:
         errno.EEXIST: "something else that is there already",
     }
     number = getattr(refused, "errno", None)
-    said = str(getattr(refused, "strerror", None) or refused).splitlines()
-    got = known.get(number or 0) or (said[0][:200] if said else type(refused).__name__)
+    lines = str(getattr(refused, "strerror", None) or refused).splitlines()
+    got = known.get(number or 0) or (lines[0][:200] if lines else type(refused).__name__)
     if "\0" in str(path):
         got = "a path with a null character"
     elif isinstance(refused, SafetensorError) and "os error 28" in str(refused):

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.calibration.hints import forward_hint
 from secateur.calibration.randomness import seeded
-from secateur.common.foreign import details, said
+from secateur.common.foreign import details, error_text
 from secateur.common.models import copied, device_of, evaluating
 from secateur.errors import CalibrationError
 
@@ -228,10 +228,10 @@ class Reading:
         missing = [n for n, p in names.items() if p.default is p.empty and n not in given]
         if not unknown and (not missing or missing == ["labels"]):
             return
-        said = f"got {_short(given)}" + (f" without {', '.join(missing)}" if missing else "")
+        got = f"got {_short(given)}" + (f" without {', '.join(missing)}" if missing else "")
         raise CalibrationError(
             f"{where}: expected keys that are arguments of {type(self.model).__name__}.forward "
-            f"({_short(names)}), {said}. Rename them, or pass forward=, {self._hint(raw)}."
+            f"({_short(names)}), {got}. Rename them, or pass forward=, {self._hint(raw)}."
         )
 
     def _one_kind(
@@ -351,7 +351,8 @@ def recorded(
         raise
     except Exception as error:  # the user's code may fail in any way
         raise CalibrationError(
-            f"{where}: expected forward(model, batch) to run, got {said(error)}. Correct that function.",
+            f"{where}: expected forward(model, batch) to run, got {error_text(error)}. "
+            "Correct that function.",
             details(error),
         ) from error
     raise CalibrationError(

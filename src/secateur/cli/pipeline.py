@@ -210,14 +210,14 @@ def apply(run: Run, json: bool) -> str:
             "pruned": pruned.model_dump(),
         }
         return json_format.dumps(found, indent=1)
-    said = [
+    parts = [
         str(decided),
         f"form {done.form}" + (f": {done.note}" if done.note else ""),
         f"proof: {described(asdict(proof))}",
         f"sizes of the inputs: {done.takes}",
         written(out, reload_code(inputs.source.import_line, out)),
     ]
-    return "\n\n".join(said)
+    return "\n\n".join(parts)
 
 
 @command(

@@ -119,7 +119,7 @@ def running_line(frame: FrameType | None) -> str:
     return ""
 
 
-def said(error: BaseException, *, capturing: bool = False, where: bool = True) -> str:
+def error_text(error: BaseException, *, capturing: bool = False, where: bool = True) -> str:
     """Return the place and the message of an error, in at most 400 characters, without a full stop.
 
     Args:
@@ -128,7 +128,7 @@ def said(error: BaseException, *, capturing: bool = False, where: bool = True) -
         where: Whether to include the place.
 
     Example:
-        >>> said(ValueError("expected 3 channels, got 4. Please file an issue."))
+        >>> error_text(ValueError("expected 3 channels, got 4. Please file an issue."))
         'ValueError: expected 3 channels, got 4'
     """
     if isinstance(error, SecateurError):  # its message has the place and what to do

@@ -65,9 +65,9 @@ def opened(
 class _Checked(io.FileIO):
     """An open file that says what the system refuses, such as a block of a broken disk, as our own error."""
 
-    def __init__(self, handle: int, said: Callable[[object], SecateurError]) -> None:
+    def __init__(self, handle: int, to_error: Callable[[object], SecateurError]) -> None:
         super().__init__(handle, "rb")
-        self._said = said
+        self._to_error = to_error
 
     def readinto(self, buffer: Any) -> int:
         return self._try(super().readinto, buffer)
@@ -79,7 +79,7 @@ class _Checked(io.FileIO):
         try:
             return read(*args)
         except OSError as refused:
-            raise self._said(refused.strerror) from refused
+            raise self._to_error(refused.strerror) from refused
 
 
 def _unreadable(where: str, what: str, why: object) -> str:

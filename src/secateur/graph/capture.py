@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
 from secateur.common.collecting import uncollected
-from secateur.common.foreign import details, line_of, said
+from secateur.common.foreign import details, error_text, line_of
 from secateur.common.models import copied, evaluation_mode
 from secateur.common.outputs import agree, as_trees, tensors_of
 from secateur.common.preserving import State, preserved
@@ -147,7 +147,7 @@ def _first_that_works(
     used, error = _state_after_call(model, fresh, given, None if runs_other_kernels(model) else watch)
     if error is not None and not any(p.is_meta for p in model.parameters()):
         raise CaptureError(
-            f"trace: expected model(*example_inputs) to run, got {said(error)}. Check the model, "
+            f"trace: expected model(*example_inputs) to run, got {error_text(error)}. Check the model, "
             f"and pass example_inputs= that it takes.",
             details(error),
         ) from error
@@ -180,10 +180,10 @@ def _first_that_works(
             continue
         if axes is not None and state is fresh and used is None and not _is_open(program):
             program = _without_leftovers(model, fresh, general, shapes) or program
-        return program, "" if first is None else said(first, capturing=True), agrees
+        return program, "" if first is None else error_text(first, capturing=True), agrees
     first = first or RuntimeError("nothing was tried")
     raise CaptureError(
-        f"trace: torch.export could not capture {type(model).__name__}: {said(first, capturing=True)}.",
+        f"trace: torch.export could not capture {type(model).__name__}: {error_text(first, capturing=True)}.",
         details(first),
     ) from first
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from secateur.common.foreign import said, source_line
+from secateur.common.foreign import error_text, source_line
 from secateur.common.models import device_of
 from secateur.graph.executionpath import ExecutionPath
 from secateur.graph.inputs import Arguments, FixedAxis, InputSpec, OpenAxis, batch_size, resized
@@ -405,4 +405,4 @@ def _opened_alone(
 
 def _said(error: Exception | None) -> tuple[str, str]:
     """Return the message of an error, and the innermost line of the user's code that was running."""
-    return (NO_OTHER, "") if error is None else (said(error, where=False), source_line(error))
+    return (NO_OTHER, "") if error is None else (error_text(error, where=False), source_line(error))

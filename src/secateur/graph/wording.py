@@ -62,12 +62,12 @@ def _open(spec: InputSpec) -> str:
 def _one(axis: OpenAxis) -> str:
     """Name an axis and its sizes: ``axis 1 of ids (at least 2; 9 and 8 tried)``."""
     tried = f"{_listed(map(str, axis.tried()))} tried"
-    said = f"{axis.limit}; {tried}" if axis.limit else tried
+    text = f"{axis.limit}; {tried}" if axis.limit else tried
     places = _places(axis.places)
     if axis.batch:
-        return f"the batch size ({places}: {said})"
+        return f"the batch size ({places}: {text})"
     equal = ", always equal" if len(axis.places) > 1 else ""
-    return f"{places}{equal} ({said})"
+    return f"{places}{equal} ({text})"
 
 
 def _fixed(axes: Sequence[FixedAxis]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration
 from secateur.calibration.ending import check_same
-from secateur.common.foreign import details, said
+from secateur.common.foreign import details, error_text
 from secateur.common.models import device_of, evaluating
 from secateur.errors import CalibrationError, SecateurError, SettingError
 from secateur.measure.confidence import interval, upper_bound
@@ -212,7 +212,7 @@ class Gauge:
         except Exception as error:  # a user's code may fail in any way
             raise CalibrationError(
                 f"held-out data, batch {batch.index}: expected batches that the model and the metric accept, "
-                f"got {said(error)}. Pass held_out= batches like those of the calibration data.",
+                f"got {error_text(error)}. Pass held_out= batches like those of the calibration data.",
                 details(error),
             ) from error
 

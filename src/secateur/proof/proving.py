@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from secateur.common.foreign import said
+from secateur.common.foreign import error_text
 from secateur.common.models import named_tensors
 from secateur.common.outputs import is_finite_somewhere
 from secateur.errors import ArtefactError, InputError, VerificationError
@@ -108,7 +108,7 @@ class Comparisons:
             try:
                 run_in_double(pair.reference, args, kwargs, Draws(seed), way)
             except Exception as refused:
-                self.refused = f"{title}: {said(refused)}"
+                self.refused = f"{title}: {error_text(refused)}"
                 return None
             if way.answer is not None and isinstance(error, InputError):  # perhaps no values lead there
                 return None
@@ -119,7 +119,7 @@ class Comparisons:
             unread = f", where {listed(only_here)} are read" if only_here else ""
             raise VerificationError(
                 f"verify: expected the pruned {type(pair.model).__name__} to run where the dense one does, "
-                f"got {said(error)} at {title}{unread}. A size in its code, or a tensor that its trace "
+                f"got {error_text(error)} at {title}{unread}. A size in its code, or a tensor that its trace "
                 f"did not see, was not changed. Leave out the group that the error names, with "
                 f"limits=sc.Limits(ignore=...), and report this as a bug."
             ) from error

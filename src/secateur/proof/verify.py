@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.artefact.otherweights import with_other_weights
 from secateur.common.caches import CallArguments, without_caches
-from secateur.common.foreign import said
+from secateur.common.foreign import error_text
 from secateur.common.models import device_of, unwrap
 from secateur.common.modes import require_plain_modes
 from secateur.errors import ApplyError, CaptureError, SettingError, VerificationError
@@ -305,7 +305,7 @@ def _program(model: nn.Module, small: nn.Module, plan: Plan, arguments: Argument
     try:
         return apply(model, plan, "graph", example_inputs=kwargs or args)
     except (ApplyError, CaptureError) as error:
-        raise ApplyError(f"{mixed}, and the captured program is refused: {said(error)}") from error
+        raise ApplyError(f"{mixed}, and the captured program is refused: {error_text(error)}") from error
 
 
 def _require_backward(pair: Pair, sets: Sequence[ArgumentSet], draws: Sequence[AnyDraws]) -> None:
@@ -323,8 +323,8 @@ def _require_backward(pair: Pair, sets: Sequence[ArgumentSet], draws: Sequence[A
                 continue
             raise VerificationError(
                 f"verify: expected the backward pass of the pruned {type(pair.model).__name__} to run where "
-                f"that of the dense one does, got {said(error)} at {title}. A backward pass of your own "
-                f"holds a size that has changed. Take that size from its tensors, or leave out the group "
+                f"that of the dense one does, got {error_text(error)} at {title}. A backward pass of your "
+                f"own holds a size that has changed. Take that size from its tensors, or leave out the group "
                 f"before it, with limits=sc.Limits(ignore=...)."
             ) from error
 

@@ -122,7 +122,7 @@ class Mark:
         top: Where its interval begins.
         bottom: Where it ends.
         chosen: Whether it is the result.
-        said: The point in words.
+        text: The point in words.
     """
 
     x: float
@@ -130,7 +130,7 @@ class Mark:
     top: float
     bottom: float
     chosen: bool
-    said: str
+    text: str
 
 
 @dataclass(frozen=True)

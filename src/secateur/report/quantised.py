@@ -81,18 +81,18 @@ def sentences(found: QuantisedFigures) -> tuple[str, ...]:
 
 def _sentence(found: QuantisedFigures, loss: Loss) -> str:
     against = "the dense model" if len(found.stages) > 2 or found.stages[0].stage == "dense" else "the model"
-    said = (
+    text = (
         f"{loss.measure[:1].upper()}{loss.measure[1:]}: {_NAMES.get(loss.bound, loss.bound)} of "
         f"{found.stages[-1].stage} against {against} {_amount(loss, loss.value)}{_unit(loss)} "
         f"({_interval(loss)})"
     )
     if loss.limit is None:
-        return said + "."
+        return text + "."
     if not math.isfinite(loss.most):
-        return f"{said}. Asked for at most {_amount(loss, loss.limit)}{_unit(loss)}: not confirmed."
+        return f"{text}. Asked for at most {_amount(loss, loss.limit)}{_unit(loss)}: not confirmed."
     verdict = "confirmed" if loss.within else "not confirmed"
     return (
-        f"{said}. Asked for at most {_amount(loss, loss.limit)}{_unit(loss)}: {verdict}, it is at most "
+        f"{text}. Asked for at most {_amount(loss, loss.limit)}{_unit(loss)}: {verdict}, it is at most "
         f"{_amount(loss, loss.most)}{_unit(loss)}. The plan was chosen with the same samples, which "
         "this does not correct for."
     )

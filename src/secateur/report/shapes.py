@@ -43,7 +43,7 @@ class Bars:
         high: Label of the right edge.
         cut_label: Label of the cut.
         most: Units in the highest bin.
-        said: The histogram in words, for screen readers.
+        text: The histogram in words, for screen readers.
     """
 
     kept: str
@@ -53,7 +53,7 @@ class Bars:
     high: str
     cut_label: str
     most: int
-    said: str
+    text: str
 
 
 def bars(histogram: Histogram) -> Bars:
@@ -72,7 +72,7 @@ def bars(histogram: Histogram) -> Bars:
         high=high,
         cut_label=label,
         most=most,
-        said=f"{histogram.signal}: {kept} units stay and {removed} go, scores from {low} to {high}"
+        text=f"{histogram.signal}: {kept} units stay and {removed} go, scores from {low} to {high}"
         + (f", cut at {label}" if label else "")
         + (", bins are equal factors" if histogram.scale == "log" else ""),
     )
@@ -110,7 +110,7 @@ class KnobPlot:
         ticks: Ticks on the knob's axis.
         plan: Position of the plan, (from the left, from the top); None if nothing was removed.
         name: Name of the knob.
-        said: The curve in sentences.
+        text: The curve in sentences.
     """
 
     macs: str
@@ -118,7 +118,7 @@ class KnobPlot:
     ticks: tuple[Tick, ...]
     plan: tuple[float, float] | None
     name: str
-    said: str
+    text: str
 
 
 def knob_plot(report: Facts) -> KnobPlot | None:
@@ -150,7 +150,7 @@ def knob_plot(report: Facts) -> KnobPlot | None:
         ),
         plan=found,
         name=sentences.rule(report).knob,
-        said=sentences.knob(report),
+        text=sentences.knob(report),
     )
 
 

@@ -67,8 +67,8 @@ def write(path: Path, kind: str, header: Header, tensors: Mapping[str, Tensor]) 
     if not os.path.isdir(path.parent):
         raise ArtefactError(f"{kind}: expected a folder {path.parent}, got none. Make it.")
     stored = {name: _own(tensor) for name, tensor in tensors.items()}
-    said = header.model_dump(mode="json")
-    text = json.dumps({"format": FORMAT, "kind": kind, "secateur": version("secateur"), "header": said})
+    content = header.model_dump(mode="json")
+    text = json.dumps({"format": FORMAT, "kind": kind, "secateur": version("secateur"), "header": content})
     with replacing(path) as partial:
         save_file(stored, partial, metadata={_CONTENT: text, _CHECKSUM: _digest(text, stored)})
 
@@ -90,15 +90,15 @@ def read(path: Path, kind: str, header: type[H]) -> tuple[H, dict[str, Tensor]]:
                 f"{path}: expected format {FORMAT} or older, got {found.format}, written by secateur "
                 f"{found.secateur[:40]}. Upgrade secateur."
             )
-        said = _checked(path, kind, lambda: header.model_validate_json(json.dumps(found.header)))
-        file.require(_checked(path, kind, lambda: said.expected(file)))
+        content = _checked(path, kind, lambda: header.model_validate_json(json.dumps(found.header)))
+        file.require(_checked(path, kind, lambda: content.expected(file)))
         tensors = file.tensors()
     if file.metadata.get(_CHECKSUM) != _digest(text, tensors):
         raise ArtefactError(
             f"{path}: expected the {kind} that were written, got altered ones: the checksum does not fit. "
             "Make the file again."
         )
-    return said, tensors
+    return content, tensors
 
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from secateur.artefact.export.capturing import Captured, captured
 from secateur.artefact.export.trials import Trials
-from secateur.common.foreign import details, said
+from secateur.common.foreign import details, error_text
 from secateur.common.models import device_of
 from secateur.errors import ExportError, SettingError
 from secateur.graph.inputs import Arguments
@@ -141,7 +141,8 @@ def _shapes(model: nn.Module) -> list[tuple[int, int, torch.dtype]]:
             cache = model(input_ids=token, attention_mask=token, use_cache=True).past_key_values
         return [(layer.keys.shape[1], layer.keys.shape[3], layer.keys.dtype) for layer in cache.layers]
     except Exception as error:  # the model's code, or a cache of another kind
-        raise SettingError(f"{refused} ({said(error)}). Export it without cache=.", details(error)) from error
+        message = f"{refused} ({error_text(error)}). Export it without cache=."
+        raise SettingError(message, details(error)) from error
 
 
 def _arguments(

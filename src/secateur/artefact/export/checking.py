@@ -12,7 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from secateur.artefact.export.trials import Trials
-from secateur.common.foreign import details, said
+from secateur.common.foreign import details, error_text
 from secateur.common.models import named_tensors
 from secateur.errors import ExportError
 from secateur.graph.inputs import Arguments, batch_size
@@ -113,7 +113,7 @@ def _shapes(arguments: Arguments) -> list[tuple[int, ...]]:
 def _said(error: Exception) -> str:
     """Return a runtime's error message. Of ONNX Runtime's long one, only the operator that it lacks."""
     lacking = re.search(r"Could not find an implementation for (\w+)", str(error))
-    return f"no kernel for its operator {lacking[1]}" if lacking else said(error)
+    return f"no kernel for its operator {lacking[1]}" if lacking else error_text(error)
 
 
 def _remedy(trials: Trials, runtime: str) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.artefact.export.onnx import require_onnx, session_options
-from secateur.common.foreign import details, said
+from secateur.common.foreign import details, error_text
 from secateur.config.names import Quantisation
 from secateur.errors import ExportError, SettingError
 
@@ -206,7 +206,7 @@ class OnnxModel(nn.Module):
         except Exception as error:  # ONNX Runtime raises its own
             raise SettingError(
                 f"quantise: expected inputs of the sizes of the first batch, only its number of samples may "
-                f"differ where the model allows it, got {said(error)} Pass batches of one shape.",
+                f"differ where the model allows it, got {error_text(error)}. Pass batches of one shape.",
                 details(error),
             ) from error
         tensors = [torch.as_tensor(value) for value in found]
@@ -230,8 +230,8 @@ def _quiet(kind: str) -> Iterator[None]:
             raise
         except Exception as error:  # the quantisers raise all kinds
             raise ExportError(
-                f"quantise({kind}): expected a model that ONNX Runtime can quantise, got {said(error)} Leave "
-                "quantise out, or use another version of onnxruntime.",
+                f"quantise({kind}): expected a model that ONNX Runtime can quantise, got "
+                f"{error_text(error)}. Leave quantise out, or use another version of onnxruntime.",
                 details(error),
             ) from error
         finally:

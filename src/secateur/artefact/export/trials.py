@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.common.foreign import details, said
+from secateur.common.foreign import details, error_text
 from secateur.common.models import device_of
 from secateur.common.preserving import preserved
 from secateur.errors import ArtefactError, SettingError
@@ -100,8 +100,8 @@ class Trials:
                 wanted.append(run(model, *given))
             except Exception as error:
                 raise SettingError(
-                    f"export: expected inputs that {type(model).__name__} takes, got {said(error)}. Pass "
-                    f"example_inputs= on which it runs.",
+                    f"export: expected inputs that {type(model).__name__} takes, got {error_text(error)}. "
+                    f"Pass example_inputs= on which it runs.",
                     details(error),
                 ) from error
             firm = [*sizes]

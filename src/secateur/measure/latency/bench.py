@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.common.foreign import said
+from secateur.common.foreign import error_text
 from secateur.common.models import device_of, unwrap
 from secateur.errors import ArtefactError, SettingError
 from secateur.graph.inputs import batch_size, call_arguments, samples_of
@@ -83,7 +83,7 @@ def bench(
             try:
                 times = _measure(backend, (dense, small), given, rounds, warmup)
             except Exception as error:  # compilers and runtimes raise their own
-                failed[backend] = said(error)
+                failed[backend] = error_text(error)
                 break
             speedup = median_ratio(times[0], times[1], confidence=confidence, seed=seed)
             rows.append(Row(backend, size, Latency(times[0], size), Latency(times[1], size), speedup))

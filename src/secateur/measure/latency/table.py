@@ -45,10 +45,10 @@ def summary(bench: Measurement) -> str:
     if len(without) == len(bench.rows):
         return "The pruned model is not measurably faster: every interval includes 1 or lies below it."
     where = f"{best.backend} with a batch of {best.batch}"
-    said = f"The pruned model is {best.speedup.value:.2f} times as fast in {where}"
+    text = f"The pruned model is {best.speedup.value:.2f} times as fast in {where}"
     if not without:
-        return f"{said}, and faster in every row."
-    return f"{said}; no gain in {', '.join(f'{row.backend} with {row.batch}' for row in without)}."
+        return f"{text}, and faster in every row."
+    return f"{text}; no gain in {', '.join(f'{row.backend} with {row.batch}' for row in without)}."
 
 
 def _cells(row: Row) -> tuple[str, ...]:

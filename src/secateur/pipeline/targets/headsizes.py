@@ -53,8 +53,8 @@ class HeadSizes(Units):
         """Plan and apply, as for units. The note says how many attention layers got another basis."""
         small, plan = super().plan_and_apply(rule, scores, budget)
         if self._aligned:
-            said = f"Heads have another basis in {self._aligned} products of queries, keys and values."
-            small = with_note(small, said)
+            note = f"Heads have another basis in {self._aligned} products of queries, keys and values."
+            small = with_note(small, note)
         return small, plan
 
 

@@ -152,8 +152,8 @@ class UnitsAndRanks(Ranks):
         small, plan = super().plan_and_apply(rule, scores, budget)
         units = {group.name: group.keep for group in plan.groups if group.name not in self.graph.uncorrelated}
         whole, between, least = (c.params for c in (plan.dense, self.graph.cost(units), plan.predicted))
-        said = (
+        note = (
             f"Units alone take {percent(whole - between, whole)} of the parameters, directions another "
             f"{percent(between - least, whole)}."
         )
-        return with_note(small, said), plan
+        return with_note(small, note), plan

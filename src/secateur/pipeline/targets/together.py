@@ -186,11 +186,11 @@ class Both(Units):
             for name in ("params", "macs")
             for steps in [((whole, between), (between, least))]
         )
-        said = (
+        note = (
             f"{self.graph.others.granularity.capitalize()}s save {params[0]} of the parameters and {macs[0]} "
             f"of the MACs, units another {params[1]} and {macs[1]}."
         )
-        return with_note(small, said), plan
+        return with_note(small, note), plan
 
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
         """Compare with the dense model with masked units and without the removed others."""

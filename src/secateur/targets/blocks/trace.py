@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.calibration.reading import Forward, Reading
-from secateur.common.foreign import details, said
+from secateur.common.foreign import details, error_text
 from secateur.common.models import device_of, evaluating, unwrap
 from secateur.compat.counting import flop_counter
 from secateur.errors import CaptureError, NothingToPruneError
@@ -62,7 +62,7 @@ def trace(
         costs, macs = _macs(model, blocks, given)
     except Exception as error:
         raise CaptureError(
-            f"trace: expected {type(model).__name__} to run on the example inputs, got {said(error)}. "
+            f"trace: expected {type(model).__name__} to run on the example inputs, got {error_text(error)}. "
             "Check them.",
             details(error),
         ) from error

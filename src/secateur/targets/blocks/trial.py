@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from secateur.calibration.randomness import seeded
-from secateur.common.foreign import said
+from secateur.common.foreign import error_text
 from secateur.common.models import evaluation_mode
 from secateur.errors import SecateurError
 from secateur.graph.inputs import Arguments
@@ -88,7 +88,7 @@ class Trials:
         except SecateurError as error:
             return str(error)
         except Exception as error:  # a user's code may fail in any way
-            return f"it failed without them ({said(error)})"
+            return f"it failed without them ({error_text(error)})"
 
 
 def carried_out(
@@ -143,7 +143,8 @@ def difference_of(
             try:
                 found = relative_difference(run_doubled(small, args, kwargs), wanted)
             except Exception as error:  # a user's code may fail in any way
-                return worst, f"it failed without them at {title} ({said(error)})", (*sizes, title), outputs
+                why = f"it failed without them at {title} ({error_text(error)})"
+                return worst, why, (*sizes, title), outputs
             worst, outputs = max(worst, found), len(wanted)
             sizes.append(title)
             first = first or (args, kwargs)
@@ -184,7 +185,7 @@ def _fault_in_training(dense: nn.Module, small: nn.Module, removed: Sequence[Blo
         try:
             found = run_doubled(small, *given, way=run)
         except Exception as error:  # a user's code may fail in any way
-            return f"it failed without them in training mode ({said(error)})"
+            return f"it failed without them in training mode ({error_text(error)})"
     if [t.shape for t in found] != [t.shape for t in wanted]:
         return "in training mode the model returns other tensors without them than with them bypassed"
     return ""
@@ -210,4 +211,4 @@ def _generated(model: nn.Module, given: Arguments) -> list[torch.Tensor] | str:
             kept = {k: v for k, v in kwargs.items() if k in ("input_ids", "attention_mask")}
             return [*model.generate(*args[:1], **kept, **options).logits]  # type: ignore[operator]
     except Exception as error:  # a model's own code may fail in any way
-        return said(error)
+        return error_text(error)

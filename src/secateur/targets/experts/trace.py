@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.calibration.reading import Forward, Reading
-from secateur.common.foreign import details, said
+from secateur.common.foreign import details, error_text
 from secateur.common.models import device_of, evaluating, unwrap
 from secateur.compat.counting import flop_counter
 from secateur.errors import CaptureError, NothingToPruneError, SecateurError
@@ -87,7 +87,7 @@ def _tried(
         except SecateurError as error:
             seen[call.block.experts] = str(error)
         except Exception as error:  # whatever a wrong reading of a user's module leads to
-            seen[call.block.experts] = f"its experts could not be watched ({said(error)})"
+            seen[call.block.experts] = f"its experts could not be watched ({error_text(error)})"
 
     with watching(model, [options[0] for options in choices], watch):
         model(*args, **kwargs)
@@ -127,7 +127,7 @@ def _count(
     except Exception as error:
         raise CaptureError(
             f"trace: expected {type(model).__name__} to run on the example inputs, got "
-            f"{said(error)}. Check them. On the meta device Transformers needs an attention_mask, and "
+            f"{error_text(error)}. Check them. On the meta device Transformers needs an attention_mask, and "
             "model.set_attn_implementation('eager').",
             details(error),
         ) from error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
-from secateur.common.foreign import said
+from secateur.common.foreign import error_text
 from secateur.errors import SecateurError
 from secateur.graph.inputs import InputSpec
 from secateur.measure.kernels import with_loop
@@ -84,7 +84,7 @@ def tried(model: nn.Module, block: Block, seen: Seen) -> Block | str:
         except SecateurError as error:
             return str(error)
         except Exception as error:  # whatever a wrong reading of a user's module leads to
-            reason = f"it failed with experts removed ({said(error)})"
+            reason = f"it failed with experts removed ({error_text(error)})"
         if not reason:
             return full
     return reason
@@ -132,7 +132,7 @@ def _fault(model: nn.Module, block: Block, seen: Seen, removed: list[int]) -> st
             try:
                 worst = relative_difference(run_doubled(small, args, kwargs), wanted)
             except Exception as error:  # whatever a wrong reading of a user's module leads to
-                return f"it failed with experts removed{where} ({said(error)})"
+                return f"it failed with experts removed{where} ({error_text(error)})"
             if not worst <= TOLERANCE:
                 return (
                     "removing experts did not give what excluding them gives "
@@ -151,7 +151,7 @@ def _fault_in_training(dense: nn.Module, small: nn.Module, seen: Seen) -> str:
         try:
             run_doubled(small, seen.args, seen.kwargs, way=way)
         except Exception as error:  # a user's forward may fail in any way
-            return f"in training mode it failed with experts removed ({said(error)})"
+            return f"in training mode it failed with experts removed ({error_text(error)})"
     return ""
 
 

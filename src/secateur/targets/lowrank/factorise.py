@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.calibration import Calibration, Forward, seeded
-from secateur.common.foreign import details, said
+from secateur.common.foreign import details, error_text
 from secateur.common.models import device_of, evaluating, unwrap
 from secateur.errors import CaptureError, NothingToPruneError
 from secateur.targets.lowrank.basis import bases, basis_of_weight
@@ -96,10 +96,10 @@ def factorise(
     else:
         found = {path: basis_of_weight(layer) for path, layer in layers.items()}
     if not found:
-        said = "; ".join(f"{path}: {why}" for path, why in [*reasons.items()][:3]) or "it has no linear layer"
+        listed = "; ".join(f"{path}: {why}" for path, why in [*reasons.items()][:3])
         raise NothingToPruneError(
             f"factorise: expected {type(model).__name__} to have a linear layer that two layers can replace, "
-            f"got none. {said}. Leave granularity out for channels and heads."
+            f"got none. {listed or 'it has no linear layer'}. Leave granularity out for channels and heads."
         )
     pairs = {path: filled_pair(layers[path], b.directions, b.mean) for path, b in found.items()}
     replace_modules(copy, pairs)
@@ -122,7 +122,7 @@ def _check_equal(copy: nn.Module, model: nn.Module, data: Calibration) -> None:
         except Exception as error:
             if each is model:
                 raise
-            raise CaptureError(f"{_OTHER} {said(error)}. {_REMEDY}", details(error)) from error
+            raise CaptureError(f"{_OTHER} {error_text(error)}. {_REMEDY}", details(error)) from error
         outputs.append([t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()])
     same = [a.shape for a in outputs[0]] == [b.shape for b in outputs[1]]
     difference = relative_difference(*outputs) if same else float("inf")

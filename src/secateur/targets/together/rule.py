@@ -341,14 +341,14 @@ class Together(Allocator):
         self, error: UnreachableBudgetError, budget: Budget, both: Joined
     ) -> UnreachableBudgetError:
         """The error with `smallest` in the form of the budget, if that is a share of the dense cost."""
-        said = (
+        message = (
             f"{error} This is the cost without the {self.what}s that are removed first, which save up to "
             f"{self.share:g} of what the budget saves; another share may reach it."
         )
         name = "macs" if budget.macs is not None else "params"
         if not isinstance(getattr(budget, name), float):
-            return UnreachableBudgetError(said, error.smallest)
-        return UnreachableBudgetError(said, error.smallest / max(1, getattr(both.cost(), name)))
+            return UnreachableBudgetError(message, error.smallest)
+        return UnreachableBudgetError(message, error.smallest / max(1, getattr(both.cost(), name)))
 
     def _of_units(
         self, part: Graph, both: Joined, scores: ScoreTable, limits: Limits

@@ -222,8 +222,8 @@ def _program(traced: Traced, plan: Plan) -> Program:
 
 def _reason(error: ApplyError) -> str:
     """Return the first sentence of an error."""
-    said = _sentences(error)[0]
-    return said[:1].upper() + said[1:]
+    sentence = _sentences(error)[0]
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _advice(error: ApplyError) -> str:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from secateur.common.foreign import details, said
+from secateur.common.foreign import details, error_text
 from secateur.common.mapped import copied, is_mapped
 from secateur.common.preserving import ATOMS
 from secateur.errors import ApplyError
@@ -51,7 +51,7 @@ def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
             return made
     except Exception as error:
         raise ApplyError(
-            f"apply: expected {type(model).__name__} to be copyable, got {said(error)}. "
+            f"apply: expected {type(model).__name__} to be copyable, got {error_text(error)}. "
             "Remove the attribute that copy.deepcopy refuses.",
             details(error),
         ) from error

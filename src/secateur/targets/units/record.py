@@ -70,11 +70,11 @@ def _takes(model: nn.Module, record: Record) -> str:
     if record.form == "masked":
         return ANY
     if isinstance(model, Program):
-        said = model.narrowed(record.plan.inputs).sentence(program=True)
+        sentence = model.narrowed(record.plan.inputs).sentence(program=True)
     else:
-        said = record.plan.inputs.sentence()
+        sentence = record.plan.inputs.sentence()
     tried = record.plan.inputs.open or record.plan.inputs.fixed
-    return f"{said} {CHOICES}" if tried else said
+    return f"{sentence} {CHOICES}" if tried else sentence
 
 
 def record_of(model: nn.Module) -> Record:

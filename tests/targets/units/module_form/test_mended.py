@@ -397,7 +397,7 @@ def test_a_position_that_is_not_the_one_that_was_replaced_is_refused() -> None:
     small, masked = (sc.apply(model, plan, form, graph=graph) for form in ("module", "masked"))
     torch.testing.assert_close(small(x), masked(x))
     small.part = 1
-    with pytest.raises(sc.InputError, match="expected __getitem__ to say"):
+    with pytest.raises(sc.InputError, match="expected __getitem__ to be given"):
         small(x)
 
 

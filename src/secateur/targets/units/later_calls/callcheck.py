@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
-from secateur.common.foreign import said
+from secateur.common.foreign import error_text
 from secateur.common.outputs import tensors_of
 from secateur.common.preserving import ATOMS, State, is_alike
 from secateur.errors import InputError
@@ -204,11 +204,11 @@ class CallCheck:
                 lasts = not rest or self._check_switches(module, given, rest)
                 self._arguments.add(switches)
                 return lasts
-            what = f"could not be compared with one as then ({said(error)})"
+            what = f"could not be compared with one as then ({error_text(error)})"
         try:
             after = _run_once(module, given, [], None, self.cut)
         except Exception as error:
-            wrong, what = error, f"raises {said(error)}"
+            wrong, what = error, f"raises {error_text(error)}"
             if before is None:  # the module does not take these arguments, and its own error says so
                 return False
         if before is not None and after is not None and not before[0].runs_as(after[0]):
@@ -407,7 +407,7 @@ def _refuse(module: nn.Module, changes: Sequence[Change], failed: Exception | No
     more = f" (and {len(changes) - 1} more have changed since)" if changes[1:] else ""
     what = "runs other operators, which may need units that were removed"
     if failed is not None:
-        what = f"could not be tried ({said(failed)})"
+        what = f"could not be tried ({error_text(failed)})"
     raise InputError(
         f"{type(module).__name__}: expected {first} to be {' '.join(old.split())}, as when the model was "
         f"pruned, got {' '.join(new.split())}{more}: with that, the forward pass {what}. Set it before "

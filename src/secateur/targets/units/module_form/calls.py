@@ -195,8 +195,8 @@ def observed(name: str, need: Need, args: Sequence[Any], kwargs: dict[str, Any])
         return need
     values, offset, _ = found
     inside = [(axis, new) for axis, _, new in need.axes if 0 <= axis - offset < len(values)]
-    said = [(axis, int(values[axis - offset]), new) for axis, new in inside]
-    return Sizes(tuple(axis for axis in said if axis[1] not in (-1, axis[2])))
+    passed = [(axis, int(values[axis - offset]), new) for axis, new in inside]
+    return Sizes(tuple(axis for axis in passed if axis[1] not in (-1, axis[2])))
 
 
 def numbers(*arguments: Any) -> list[int]:
@@ -252,8 +252,8 @@ def changed(name: str, step: Step, need: Need, args: tuple[Any, ...], kwargs: di
         return _with_number(step.family, need.value, args, kwargs)
     if isinstance(need, Factor):
         given = factor_of(name, args, kwargs)
-        ratio = need.value / need.said
-        factor = need.value if given == need.said else _factor(name, args, kwargs) * ratio
+        ratio = need.value / need.passed
+        factor = need.value if given == need.passed else _factor(name, args, kwargs) * ratio
         attends = name == "scaled_dot_product_attention"
         word = "scale" if attends else next((word for word in ("scale", "other") if word in kwargs), None)
         return ((args[0], factor), kwargs) if word is None else (args, {**kwargs, word: factor})

@@ -40,7 +40,7 @@ class Rule:
         place: The place of the call in the code.
         steps: The steps of the call.
         needs: What steps need, each with the number of the step. Empty if the call stays as it is.
-        said: The numbers that the code passes and that the rule changes.
+        passed: The numbers that the code passes and that the rule changes.
         count: How many sizes the call passes.
     """
 
@@ -48,7 +48,7 @@ class Rule:
     place: Place
     steps: tuple[Step, ...]
     needs: tuple[tuple[int, Need], ...]
-    said: tuple[int, ...] = ()
+    passed: tuple[int, ...] = ()
     count: int = 0
 
 
@@ -76,7 +76,7 @@ class Code:
         return frozenset(sized | {rule.name for rule in self.rules if rule.needs})
 
 
-def said(name: str, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+def passed_numbers(name: str, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the numbers of a call that a rule would change; none if the rule is for other kinds of calls."""
     if calls.count(name, args, dict(kwargs)) != rule.count:
         return ()
@@ -89,8 +89,8 @@ def said(name: str, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 def _as_traced(rule: Rule, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call passes the numbers of the trace. Sizes may differ: they are changed by a ratio."""
     following = all(isinstance(need, Sizes | Factor | Heads) for _, need in rule.needs)
-    numbers = () if following else said(name, rule, args, kwargs)
-    return following or numbers == rule.said or (not numbers and _are_listed(rule))
+    numbers = () if following else passed_numbers(name, rule, args, kwargs)
+    return following or numbers == rule.passed or (not numbers and _are_listed(rule))
 
 
 def _are_listed(rule: Rule) -> bool:
@@ -135,7 +135,7 @@ def rules_by_numbers(
 ) -> list[Rule]:
     """Return the rules that change a call with the numbers that this call passes."""
     own = [rule for rule in rules if rule.name == name and rule.needs]
-    return [rule for rule in own if said(name, rule, args, kwargs) == rule.said]
+    return [rule for rule in own if passed_numbers(name, rule, args, kwargs) == rule.passed]
 
 
 def _line(place: Place) -> tuple[Any, ...]:
@@ -275,20 +275,20 @@ class Watch:
     """Observes over several runs whether the numbers that calls pass decide their rules.
 
     Attributes:
-        said: For each run, the numbers that calls passed, by module, place and rule.
+        passed: For each run, the numbers that calls passed, by module, place and rule.
         undecided: The ids of modules where the numbers would lead to another rule.
     """
 
-    said: list[dict[Any, set[tuple[int, ...]]]] = field(default_factory=list)
+    passed: list[dict[Any, set[tuple[int, ...]]]] = field(default_factory=list)
     undecided: set[int] = field(default_factory=set)
 
     def note(self, module: nn.Module, place: Place, known: Sequence[Rule], call: Any, rules: Any) -> None:
         """Record a call, the rules of its line, and those of its module."""
         needs = known[0].needs if known else ()
         for rule in (rule for rule in rules if rule.name == call[0] and rule.needs):
-            numbers = said(call[0], rule, *call[1:])
-            self.said[-1].setdefault((id(module), place, rule), set()).add(numbers)
-            if numbers == rule.said and rule.needs != needs:
+            numbers = passed_numbers(call[0], rule, *call[1:])
+            self.passed[-1].setdefault((id(module), place, rule), set()).add(numbers)
+            if numbers == rule.passed and rule.needs != needs:
                 self.undecided.add(id(module))
         if needs and not rules_by_numbers(rules, *call):
             self.undecided.add(id(module))
@@ -296,14 +296,14 @@ class Watch:
     def plain(self, module: nn.Module, code: Code) -> bool:
         """Whether the numbers decide the rules of a module, do not vary, and none would be changed twice."""
         first: dict[Any, set[tuple[int, ...]]] = {}
-        every = [item for run in self.said for item in run.items()]
+        every = [item for run in self.passed for item in run.items()]
         varying = {key[0] for key, numbers in every if first.setdefault(key, numbers) != numbers}
         changing = [rule for rule in code.rules if rule.needs]
         if any(isinstance(need, Factor) for rule in changing for _, need in rule.needs):
             return False  # factors do not tell calls apart
         if any(map(_are_listed, changing)):
             return False  # a compiler does not see the positions in a tensor
-        twice = any(a.name == b.name and set(_news(a)) & set(b.said) for a in changing for b in changing)
+        twice = any(a.name == b.name and set(_news(a)) & set(b.passed) for a in changing for b in changing)
         return not code.unseen and not twice and id(module) not in self.undecided | varying
 
 
@@ -359,7 +359,7 @@ class _Mending(TorchFunctionMode):
             )
         if not any(_as_traced(rule, name, args, kwargs) for rule in rules):
             raise InputError(
-                f"{line_of(place)}: expected {name} to say {rules[0].said} as when the model was traced, got "
+                f"{line_of(place)}: expected {name} to be given {rules[0].passed}, as in the trace, got "
                 f"other numbers, and a size that has shrunk is among them. {_ADVICE}"
             )
         try:

@@ -19,7 +19,7 @@ from secateur.targets.units.graph_form.constants import Constants, rewrite_of
 from secateur.targets.units.graph_form.rewrites import Scaled
 from secateur.targets.units.module_form import calls
 from secateur.targets.units.module_form.attention import head_size
-from secateur.targets.units.module_form.mended import Rule, line_of, mended, said
+from secateur.targets.units.module_form.mended import Rule, line_of, mended, passed_numbers
 from secateur.targets.units.module_form.needs import Factor, Heads, Need, Number, Parts, Positions, Sizes
 from secateur.targets.units.module_form.recording import Recorded
 
@@ -208,8 +208,10 @@ def rules_of(runs: Iterable[Run]) -> dict[str, list[Rule]]:
         some_fit = False
         for run in same:
             differing = [rule for rule in rules if not _agree(run, rule)]
-            numbers = [said(run.call.name, rule, run.call.args, run.call.kwargs) for rule in differing]
-            if any(n == rule.said for n, rule in zip(numbers, differing, strict=True)):
+            numbers = [
+                passed_numbers(run.call.name, rule, run.call.args, run.call.kwargs) for rule in differing
+            ]
+            if any(n == rule.passed for n, rule in zip(numbers, differing, strict=True)):
                 raise _several(run)
             if run.fitting and differing:  # at all sizes, only numbers written in the code distinguish calls
                 some_fit = True
@@ -224,7 +226,7 @@ def rules_of(runs: Iterable[Run]) -> dict[str, list[Rule]]:
 def _rule(call: Recorded, needs: Needs) -> Rule:
     count = calls.count(call.name, call.args, call.kwargs)
     rule = Rule(call.name, call.place, tuple(call.steps), tuple(needs.items()), count=count)
-    return replace(rule, said=said(call.name, rule, call.args, call.kwargs))
+    return replace(rule, passed=passed_numbers(call.name, rule, call.args, call.kwargs))
 
 
 def _several(run: Run) -> ApplyError:

@@ -79,12 +79,12 @@ class Factor:
 
     Attributes:
         value: The number in the dense model.
-        said: The number that the smaller model's code passes. At other input sizes, the ratio of the two is
+        passed: The number that the smaller model's code passes. At other input sizes, the ratio of the two is
             the same.
     """
 
     value: float
-    said: float = 1.0
+    passed: float = 1.0
 
 
 @dataclass(frozen=True)

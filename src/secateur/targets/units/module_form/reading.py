@@ -314,10 +314,10 @@ class _Reader:
             reason = f"can only be the same in all layers, which {which}"
             return Gap(axes, paths, reason, uneven=True)
         values = {n.path: self._values(n) for n in own}
-        said = [
+        messages = [
             e for changes, e in self.builds.errors if any(v in values.get(p, ()) for p, v in changes.items())
         ]
-        reason = last_line(said[0]) if said else "a model made from them computes something else"
+        reason = last_line(messages[0]) if messages else "a model made from them computes something else"
         value = Fraction(first.value)
         step = 1 / value if (value * ratios[0]).denominator > 1 else Fraction(0)
         return Gap(axes, paths, reason, step=step)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from secateur.calibration.randomness import seeded
-from secateur.common.foreign import details, said
+from secateur.common.foreign import details, error_text
 from secateur.common.models import device_of, evaluating
 from secateur.common.outputs import is_finite_somewhere
 from secateur.errors import ApplyError
@@ -96,13 +96,13 @@ def proven_module(
     set_sizes(model, small, metadata)
     check_calls(small, plan, right)
     sizes = {**sizes, **metadata}
-    said = (
+    sentences = (
         _note(mended, without),
         in_words(codes.values()),
         flags_in_words(flags),
         folder_note(traced, small, metadata),
     )
-    note = " ".join(filter(None, said))
+    note = " ".join(filter(None, sentences))
     return attach(small, Record(plan, "module", note, sizes=sizes, captured=mended, flags=flags))
 
 
@@ -151,7 +151,7 @@ def _with_plain(
     ]
     with watching() as watch:
         for one, arguments in [*traced, *((passes[0], other) for other in others)]:
-            watch.said.append({})
+            watch.passed.append({})
             try:
                 one.run(small, arguments)
             except Exception:  # the comparison at the end will report it
@@ -407,7 +407,7 @@ def _failed(error: Exception, title: str = "the traced size") -> ApplyError:
     if "multiple of" in str(error):
         why, what = "because a kernel takes some sizes only", "Plan with Limits(round_to=8)."
     return ApplyError(
-        f"apply: the smaller module's forward pass failed at {title} ({said(error)}), {why}. {what}",
+        f"apply: the smaller module's forward pass failed at {title} ({error_text(error)}), {why}. {what}",
         details(error),
     )
 

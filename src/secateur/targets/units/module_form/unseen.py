@@ -34,7 +34,7 @@ def known_code(
 ) -> dict[str, Code]:
     """Return, for each module of the smaller model, the rules for its calls, and its lines without rules."""
     ran = {frame[:4] for found in rules.values() for rule in found for frame in rule.place}
-    shrunk = {path: {n for rule in found for n in rule.said} for path, found in rules.items()}
+    shrunk = {path: {n for rule in found for n in rule.passed} for path, found in rules.items()}
     for name, axes in removed_positions(plan).items():
         with contextlib.suppress(ApplyError):  # neither a parameter nor a buffer
             shape = tensor_called(dense, name).shape
@@ -64,8 +64,8 @@ def _lines(
             continue
         for code in _codes(inspect.unwrap(method)):
             where = (code.co_filename, code.co_name, code.co_firstlineno)
-            for line, said in sized(code).items():
-                if said & sizes and (*where, line) not in ran:
+            for line, numbers in sized(code).items():
+                if numbers & sizes and (*where, line) not in ran:
                     file = code.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
                     found[name] = (*found.get(name, ()), f"{file}, {code.co_name} (line {line})")
     return found
@@ -82,15 +82,15 @@ def _sized_lines(code: CodeType) -> dict[int, frozenset[int]]:
     """Return the lines of a function that index or call a function with sizes, with their integers."""
     starts = dict(dis.findlinestarts(code))
     sized: set[int] = set()
-    said: dict[int, set[int]] = {}
+    numbers: dict[int, set[int]] = {}
     line = code.co_firstlineno
     for instruction in dis.get_instructions(code):
         line = starts.get(instruction.offset) or line
-        said.setdefault(line, set()).update(written(instruction))
+        numbers.setdefault(line, set()).update(written(instruction))
         index = "SUBSCR" in instruction.opname or "SLICE" in instruction.opname or instruction.argrepr == "[]"
         if index or (isinstance(instruction.argval, str) and instruction.argval in FAMILIES):
             sized.add(line)
-    return {line: frozenset(said[line]) for line in sized if said[line]}
+    return {line: frozenset(numbers[line]) for line in sized if numbers[line]}
 
 
 def in_words(codes: Iterable[Code]) -> str:
