@@ -12,6 +12,7 @@ Cases, in this order:
   verify, refit.
 - ``llama-8b``: the shape of Llama 3 8B in bfloat16, as many of its 32 layers as the time allows, at true
   width; the row says how many.
+- ``llama-8b from files``: the same with the weights in files (`sc.map_weights`) and `sc.compute_on` the card.
 
 Weights are random: they decide neither times nor memory. Texts have 2,048 tokens. Seconds are wall time with
 the device idle at both ends; memory is the most that torch's allocator held. A case that fails or for which
@@ -25,6 +26,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -72,24 +74,35 @@ def _wait() -> None:
         torch.cuda.synchronize(DEVICE)
 
 
-def llama(shape: dict[str, int], dtype: torch.dtype) -> nn.Module:
-    """A Llama with random weights, made on the device."""
+def llama(shape: dict[str, int], dtype: torch.dtype, folder: str | None = None) -> nn.Module:
+    """A Llama with random weights, on the device. With a folder its weights are in files there instead."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(**shape, max_position_embeddings=LENGTH, use_cache=False)
     torch.manual_seed(0)
     with torch.device(DEVICE):
-        return LlamaForCausalLM(config).to(dtype).eval()
+        model = LlamaForCausalLM(config).to(dtype).eval()
+    if folder is None:
+        return model
+    model.save_pretrained(folder)
+    with sc.empty_weights():
+        empty = LlamaForCausalLM(config)
+    return sc.map_weights(empty, folder)
 
 
-def pruned_llama(name: str, dtype: torch.dtype, texts: int, layers: int, quick: bool) -> dict[str, Any]:
+def pruned_llama(
+    name: str, dtype: torch.dtype, texts: int, layers: int, quick: bool, *, in_files: bool = False
+) -> dict[str, Any]:
     """Prune a Llama of so many layers with so many texts, phase by phase."""
     shape = {**LLAMAS[name], **(QUICK if quick else {}), "num_hidden_layers": layers}
-    model = llama(shape, dtype)
     length = 16 if quick else LENGTH
-    ids = torch.randint(shape["vocab_size"], (texts, length), device=DEVICE)
-    batches = [{"input_ids": part} for part in ids.split(2)]
-    found, _ = measure(model, batches, {"input_ids": ids[:2, :16]}, phases=OnDevice())
+    with TemporaryDirectory() as folder, sc.compute_on(DEVICE if in_files else "cpu"):
+        model = llama(shape, dtype, folder if in_files else None)
+        ids = torch.randint(shape["vocab_size"], (texts, length), device=DEVICE)
+        batches = [{"input_ids": part} for part in ids.split(2)]
+        example = {"input_ids": ids[:2, :16].to(next(model.parameters()).device)}
+        found, _ = measure(model, batches, example, phases=OnDevice())
+        del model  # its files are deleted
     return {"layers": layers, "texts": [texts, length], "dtype": str(dtype), **found}
 
 
@@ -156,6 +169,9 @@ def main() -> None:
         "latency of llama-1.1b": lambda: llama_latency(quick),
         "llama-1.1b": lambda: pruned_llama("llama-1.1b", torch.float32, texts, 2 if quick else 22, quick),
         "llama-8b": lambda: pruned_llama("llama-8b", torch.bfloat16, texts, 1 if quick else eight, quick),
+        "llama-8b from files": lambda: pruned_llama(
+            "llama-8b", torch.bfloat16, texts, 1 if quick else eight, quick, in_files=True
+        ),
     }
     found: dict[str, Any] = {}
     for name, case in cases.items():

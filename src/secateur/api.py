@@ -19,6 +19,7 @@ from secateur.allocators import (
 from secateur.artefact.export.export import export
 from secateur.artefact.save import load, save
 from secateur.calibration import Calibration, Views
+from secateur.common.computing import compute_on
 from secateur.common.mapped import map_weights
 from secateur.errors import CalibrationError, SecateurError, UnreachableBudgetError, VerificationError
 from secateur.graph.graph import Graph
@@ -67,6 +68,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "bench",
     "record_of",
     "map_weights",
+    "compute_on",
     # The hidden size
     "rotate",
     "narrow",

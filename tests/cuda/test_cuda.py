@@ -7,6 +7,7 @@ Without one, ``make test-device`` runs them on a device that `pretended.cpp` mak
 from __future__ import annotations
 
 import os
+from collections import Counter
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import secateur as sc
+from secateur.common import mapped
 from secateur.measure.latency.timing import stopwatch
 from secateur.measure.memory import memory
 from secateur.repairs.methods import REPAIRS
@@ -143,6 +146,54 @@ def test_two_four_weights_are_multiplied_by_hardware() -> None:
         assert masks.to_semi_structured(small) == ("0.weight",)  # 10 rows are not what the format takes
         assert "SparseSemiStructured" in type(small[0].weight).__name__
         torch.testing.assert_close(small(x), expected, rtol=1e-2, atol=1e-2)
+
+
+class Products(TorchDispatchMode):
+    """Counts the products of matrices by the type of their device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.bmm.default, torch.ops.aten.addmm.default):
+            self.on[result.device.type] += 1
+        return result
+
+
+@pytest.mark.parametrize("signals", ["reconstruction", "wanda", "fisher", "taylor"])
+@pytest.mark.parametrize("place", ["memory", "files"])
+def test_the_device_computes_for_a_model_that_stays_where_it_is(
+    place: str, signals: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores and repairs are those of the CPU, and the device makes the products over the data."""
+    monkeypatch.setattr(mapped, "SMALL", 64)
+    torch.manual_seed(0)
+    model = Attention().eval()
+    data = [torch.randint(31, (8, length)) for length in (9, 12, 9, 7) * 4]
+    if place == "files":
+        save_file(model.state_dict(), tmp_path / "model.safetensors")
+        model = sc.map_weights(model, tmp_path)
+
+    def loss(model: nn.Module, ids: Tensor) -> Tensor:
+        return model(ids).square().mean()
+
+    def run() -> tuple[sc.Scores, nn.Module]:
+        graph = sc.trace(model, data[0])
+        scores = sc.score(graph, data, signals, loss_fn=loss, progress=False)
+        plan = sc.Uniform(ratio=0.25, removal=signals).allocate(graph, scores)
+        small = sc.apply(model, plan, graph=graph)
+        return scores, sc.repair(small, model, data, ["reconstruct", "bias"], graph=graph, progress=False)
+
+    expected, wanted = run()
+    with Products() as products, sc.compute_on(DEVICE):
+        found, small = run()
+    for group, vector in expected[signals].items():
+        np.testing.assert_allclose(found[signals][group], vector, rtol=1e-4, atol=1e-9)
+    assert {t.device.type for t in small.state_dict().values()} == {"cpu"}
+    torch.testing.assert_close(small(data[0]), wanted(data[0]), rtol=1e-4, atol=1e-5)
+    assert products.on[DEVICE.type] > 3 * (products.on["cpu"] if DEVICE.type != "cpu" else 0)
 
 
 @pytest.mark.parametrize("spread", ["mapped", "offloaded"])

@@ -119,6 +119,18 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[inparts.InParts]:
     return found
 
 
+def test_directions_are_scored_in_parts_too(pair: Any, ran: list[inparts.InParts]) -> None:
+    """Each part sees some of the groups alone."""
+    dense, there, data = pair
+    found = []
+    for model in (dense, there):
+        graph = sc.trace(sc.factorise(model, data[:4], progress=False), data[0], granularity="rank")
+        found.append(sc.score(graph, data[:4], "reconstruction", progress=False)["reconstruction"])
+    assert ran
+    for group, vector in found[0].items():
+        np.testing.assert_allclose(found[1][group], vector, rtol=1e-3, atol=1e-6)
+
+
 def test_the_pipeline_gives_the_same(pair: Any, ran: list[inparts.InParts]) -> None:
     dense, there, data = pair
     found = []

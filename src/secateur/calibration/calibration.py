@@ -32,6 +32,7 @@ from secateur.calibration.randomness import OwnStream, seeded
 from secateur.calibration.reading import Forward, Reading
 from secateur.calibration.views import View, Views
 from secateur.calibration.workers import living_workers
+from secateur.common.computing import data_device
 from secateur.common.seeds import seed_of
 from secateur.errors import CalibrationError, SettingError
 
@@ -309,8 +310,12 @@ class Calibration:
         return None
 
     def to(self, device: torch.device | str) -> Calibration:
-        """Return the same data; each batch moves to `device` when it is read."""
-        return replace(self, device=torch.device(device))
+        """Return the same data; each batch moves to `device`, or that of `compute_on`, when it is read."""
+        return replace(self, device=data_device(torch.device(device)))
+
+    def to_weights(self, device: torch.device) -> Calibration:
+        """Return the same data; each batch moves to the weights' device, where their gradients must be."""
+        return replace(self, device=device)
 
     def fresh(self) -> Calibration:
         """Return the same data, where a pass shows each batch once, in another view for another seed."""

@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
-from secateur.common.models import evaluating
+from secateur.common.models import device_of, evaluating
 from secateur.common.outputs import agree, tensors_of
 from secateur.errors import CalibrationError, CaptureError
 from secateur.graph.branches import capture_branches
@@ -111,6 +111,8 @@ class Programs:
         """Capture a program for these arguments, if possible with any size along the axes that differ."""
         if self.model is None:
             raise CalibrationError("batches: expected inputs of the traced sizes, got others.")
+        place = device_of(self.model)  # data may be elsewhere: see `compute_on`
+        args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(place), (args, dict(kwargs)))
         for also in (self._differing(args, kwargs), ()):
             try:
                 captured = capture_branches(self.model, args, kwargs, also=also)[0]

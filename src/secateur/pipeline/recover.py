@@ -131,7 +131,7 @@ def recover(
             lambda batch: objective(wrapped, batch),
             trained,
             plain,
-            data.to(device),
+            data.to_weights(device),
             processes,
             model=wrapped,
             prepared=steps,

@@ -189,7 +189,7 @@ class Pair(Dense):
         if (node, axis) not in self._indices:
             stays = np.flatnonzero(self.kept(node)[axis])
             self._indices[node, axis] = torch.as_tensor(stays, device=device)
-        return self._indices[node, axis]
+        return self._indices[node, axis].to(device)
 
     def tensor(self, node: fx.Node) -> Tensor:
         """Return the pruned program's tensor for a placeholder, at the kept positions."""
@@ -217,7 +217,7 @@ class Pair(Dense):
             value: The new values at the kept positions.
         """
         alias: Tensor = self._small[node]
-        value = value.to(alias.dtype, copy=True, memory_format=torch.contiguous_format)
+        value = value.to(alias.device, alias.dtype, copy=True, memory_format=torch.contiguous_format)
         if self._masked:
             axes = [self._positions(node, k, value.device) for k in range(value.ndim)]
             whole = copied(alias)

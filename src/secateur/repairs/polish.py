@@ -155,7 +155,7 @@ class Polish:
             )
             adam = torch.optim.Adam(parameters, settings.learning_rate, fused=True)
             data = work.data if graph.static_batch is not None else work.data.recut(settings.batch)
-            data = data.fresh().to(graph.device)
+            data = data.fresh().to_weights(graph.device)
             with torch.inference_mode(False), torch.enable_grad():
                 done = loop.run(objective, parameters, adam, data, processes, progress=work.progress)
         return {"passes": done, "minutes": (time.monotonic() - begun) / 60}

@@ -83,6 +83,8 @@ def gather(
         saver: Checkpoint | None = None
         saved: Saved | None = None
         data = calibration.to(graph.device) if by_data and calibration is not None else None
+        if data is not None and any("gradients" in signal.needs for signal in by_data):
+            data = data.to_weights(graph.device)
         with team.together():
             if data is not None and team.size > 1:
                 check_whole(data)

@@ -124,7 +124,7 @@ class PendingBatches(Generic[P]):
         file = self._files.pop(index, None)
         if file is None:
             return self._held.pop(index, None), None
-        return file.read(self._pair_of[index].graph.device), file
+        return file.read(), file
 
     def _keep(self, index: int, values: Values, file: _ValuesFile | None) -> None:
         """Store a batch's values in memory or in a file. If `file` is given, it already holds them."""
@@ -172,12 +172,14 @@ class _ValuesFile:
     Attributes:
         path: The file: all storages, one after the other.
         sizes: The length of each storage. [bytes]
+        devices: Where each of them was.
         layouts: The layout of each tensor, in the order of the values; None for views of weights in files.
         template: The values with an empty tensor in place of each tensor that has a layout.
     """
 
     path: Path
     sizes: tuple[int, ...]
+    devices: tuple[torch.device, ...]
     layouts: tuple[_TensorLayout | None, ...]
     template: Values
 
@@ -188,7 +190,7 @@ class _ValuesFile:
         Raises:
             OSError: If the disk is full.
         """
-        storages: dict[int, tuple[int, torch.UntypedStorage]] = {}
+        storages: dict[tuple[str, int], tuple[int, torch.UntypedStorage]] = {}
         layouts: list[_TensorLayout | None] = []
         nothing = torch.empty(0)
 
@@ -199,7 +201,8 @@ class _ValuesFile:
             # A lazy conjugate or negative view is only a flag, which the bytes do not show.
             tensor = tensor.resolve_conj().resolve_neg()
             storage = tensor.untyped_storage()
-            number, _ = storages.setdefault(storage.data_ptr(), (len(storages), storage))
+            place = str(storage.device), storage.data_ptr()
+            number, _ = storages.setdefault(place, (len(storages), storage))
             size, stride, offset = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
             layouts.append(_TensorLayout(number, tensor.dtype, size, stride, offset))
             return nothing
@@ -210,19 +213,22 @@ class _ValuesFile:
                 torch.tensor([], dtype=torch.uint8, device=storage.device).set_(storage).cpu().numpy().tofile(
                     file
                 )
-        return cls(path, tuple(s.nbytes() for _, s in storages.values()), tuple(layouts), template)
+        written = [storage for _, storage in storages.values()]
+        sizes, devices = tuple(s.nbytes() for s in written), tuple(s.device for s in written)
+        return cls(path, sizes, devices, tuple(layouts), template)
 
-    def read(self, device: torch.device) -> Values:
-        """Read the values back into newly allocated memory on `device`."""
+    def read(self) -> Values:
+        """Read the values back into newly allocated memory on their devices."""
         whole = torch.from_file(str(self.path), shared=False, size=sum(self.sizes), dtype=torch.uint8)
-        storages = [part.to(device, copy=True).untyped_storage() for part in whole.split(list(self.sizes))]
+        parts = zip(whole.split(list(self.sizes)), self.devices, strict=True)
+        storages = [part.to(device, copy=True).untyped_storage() for part, device in parts]
         layouts = iter(self.layouts)
 
         def get(held: Tensor) -> Tensor:
             layout = next(layouts)
             if layout is None:
                 return held
-            tensor = torch.empty(0, dtype=layout.dtype, device=device)
+            tensor = torch.empty(0, dtype=layout.dtype, device=self.devices[layout.storage])
             return tensor.set_(storages[layout.storage], layout.offset, layout.size, layout.stride)
 
         return _map_values(self.template, get)

@@ -6,15 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
 from secateur.allocators import Budget
 from secateur.allocators.amounts import seconds_of, share_of
 from secateur.calibration import Batch
+from secateur.common.computing import device_named
 from secateur.common.formatting import milliseconds, percent
 from secateur.common.models import device_of
-from secateur.errors import SettingError
 from secateur.graph.inputs import Arguments, batch_size, call_arguments, samples_of
 from secateur.measure.latency.backends import BACKENDS
 from secateur.measure.latency.interval import Interval, median_ratio
@@ -25,6 +24,7 @@ from secateur.targets.units.copying import duplicate
 
 ROUNDS, WARMUP = 30, 3
 """Number of timed forward passes, and of untimed ones before them."""
+_HERE = "Leave it out to measure where the model is."
 
 
 class MeasuredBound(ABC):
@@ -48,13 +48,13 @@ class MeasuredBound(ABC):
         own = batch_size((args, kwargs))
         if budget.batch is not None and own:
             args, kwargs = samples_of((args, kwargs), [i % own for i in range(budget.batch)])
-        there = None if self._device is None else _device_named(self._device)
+        there = None if self._device is None else device_named(self._device, "budget", _HERE)
         self._inputs: Arguments = call_arguments(kwargs or args, there)
         self._dense = self._on_its_device(dense)
 
     def _on_its_device(self, model: nn.Module) -> nn.Module:
         """Return the model on the device where it is measured. It is a copy if the model is elsewhere."""
-        if self._device is None or device_of(model) == _device_named(self._device):
+        if self._device is None or device_of(model) == device_named(self._device, "budget", _HERE):
             return model
         return duplicate(model).to(self._device)
 
@@ -171,18 +171,3 @@ def measured_bounds_of(budget: Budget, dense: nn.Module, example: Batch) -> tupl
     return tuple(
         kind(budget, dense, example) for name, kind in MEASURED_BOUNDS.items() if name in budget.measured
     )
-
-
-def _device_named(device: str) -> Any:
-    """Return the device with this name.
-
-    Raises:
-        SettingError: This machine has no such device.
-    """
-    try:
-        return torch.zeros((), device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise SettingError(
-            f"budget(device={device!r}): expected a device of this machine, got "
-            f"{str(error).splitlines()[0][:120]}. Leave it out to measure where the model is."
-        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.calibration.padding import Padding
+from secateur.common.computing import data_device
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
 from secateur.graph.nodes import hint
@@ -101,8 +102,9 @@ class _Layers(Readers):
     @cached_property
     def uncorrelated(self) -> frozenset[LayerCall | Site]:
         """The calls that read groups whose units are uncorrelated."""
-        names: Iterable[str] = getattr(self._graph, "uncorrelated", ())
-        return frozenset(reader for name in names for reader in self.readers(self._graph[name]))
+        names = getattr(self._graph, "uncorrelated", ())
+        groups = (group for group in self._graph.groups if group.name in names)
+        return frozenset(reader for group in groups for reader in self.readers(group))
 
     def read_by(self, reader: LayerCall | Site) -> Hashable:
         """Return a value that is equal for readers with equal columns."""
@@ -166,14 +168,15 @@ class _LayerReading(_Reading):
         self._weight = layers.tensor(layer.weight).detach()
         self._addition = addition_after(layer, layers.program_calls)
         parts, columns, outputs = layer.layer.matrix(self._weight.to("meta"), self._call).shape
+        device = data_device(self._weight.device)
         self._most = max(POSITIONS, columns // SHARE)
-        self._ends = Ends(parts, outputs, self._weight.device)
+        self._ends = Ends(parts, outputs, device)
         self.sums = [self._ends]
         key = layers.read_by(layer)
         self._adds_columns = key not in shared
         if self._adds_columns:
             kind = Uncorrelated if layer in layers.uncorrelated else Columns
-            shared[key] = kind(parts, columns, self._weight.device, views)
+            shared[key] = kind(parts, columns, device, views)
             self.sums.append(shared[key])
         self.columns = shared[key]
 
@@ -264,7 +267,7 @@ class _ReconstructionTally(TensorTally):
             for reader in layers.readers(group):
                 if reader not in made:
                     made[reader] = (
-                        _SiteReading(reader, context.graph.device, context.views)
+                        _SiteReading(reader, data_device(context.graph.device), context.views)
                         if isinstance(reader, Site)
                         else _LayerReading(reader, layers, shared, context.views)
                     )
