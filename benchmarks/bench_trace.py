@@ -1,4 +1,4 @@
-"""Processor time of `trace` and `verify`, and the ratio to another version of secateur.
+"""Processor time of `trace`, `apply` and `verify`, and the ratio to another version of secateur.
 
     python -m benchmarks.bench_trace OTHER
 
@@ -34,7 +34,7 @@ SUBJECTS = ("resnet18", "mobilenet_v2", "densenet121", "vit_tiny_patch16_224", "
             "llama", *LARGER, "t5", "lstm_tagger", "unet")  # fmt: skip
 IMAGES = {"resnet18": 224, "mobilenet_v2": 224}
 """Side of the images for those that take any; the others get what the zoo gives them. [pixels]"""
-ROUNDS = {"trace": 3, "verify": 10}
+ROUNDS = {"trace": 3, "apply": 2, "verify": 10}
 RATIO = 0.3
 TARGETS = {"trace": 2.0, "verify": 3.0}
 _MARK = "seconds:"
@@ -64,6 +64,7 @@ def answer(name: str) -> None:
     small = sc.apply(model, plan, graph=graph, example_inputs=inputs)
     steps = {
         "trace": lambda: sc.trace(model, inputs),
+        "apply": lambda: sc.apply(model, plan, graph=graph, example_inputs=inputs),
         "verify": lambda: sc.verify(model, small, plan, inputs),
     }
     for line in sys.stdin:
@@ -127,11 +128,12 @@ def main() -> None:
     for name in sys.argv[2:] or SUBJECTS:
         found[name] = measured(name, other)
         before, now = found[name]["before"], found[name]["now"]
-        cells = [f"{v:.2f}" for step in TARGETS for v in (before[step], now[step], now[step] / before[step])]
+        cells = [f"{v:.2f}" for step in ROUNDS for v in (before[step], now[step], now[step] / before[step])]
         rows.append((name, *cells))
         print(*rows[-1], file=sys.stderr)
     print("Processor time in seconds on one thread; the ratio should be at most 2 (trace) and 3 (verify)")
-    print(results.table(("model", "trace before", "now", "ratio", "verify before", "now", "ratio"), rows))
+    titles = ("model", *(title for step in ROUNDS for title in (f"{step} before", "now", "ratio")))
+    print(results.table(titles, rows))
     if not sys.argv[2:]:
         results.write("trace", {"targets": TARGETS, "rounds": ROUNDS, "models": found})
 

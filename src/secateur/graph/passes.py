@@ -57,10 +57,20 @@ class FirstPass:
 
 
 class Passes:
-    """Runs the model on arguments: does it fail, and which execution path does it take?"""
+    """Runs the model on arguments: does it fail, and which execution path does it take?
+
+    Attributes:
+        given: The user's own arguments.
+    """
 
     def __init__(
-        self, model: nn.Module, given: Arguments, first: FirstPass | None = None, *, modes: bool = True
+        self,
+        model: nn.Module,
+        given: Arguments,
+        first: FirstPass | None = None,
+        *,
+        modes: bool = True,
+        earlier: Passes | None = None,
     ) -> None:
         """Run the model once on the user's own arguments.
 
@@ -70,9 +80,11 @@ class Passes:
             first: A pass on them that was watched already.
             modes: Whether to find out which modes of PyTorch the code asks for; see `other_modes`. That makes
                 the first pass about twice as long.
+            earlier: Passes of the same model since when nothing was set in it.
         """
-        self._model, self._given = model, given
-        self._states: dict[bool, State] = {}  # by training mode: what each pass has to restore
+        self._model, self.given = model, given
+        # By training mode: what each pass has to restore.
+        self._states: dict[bool, State] = {} if earlier is None else earlier._states
         self._watched = True  # False where the code takes only Python's own integers
         self._errors: dict[Any, Exception | None] = {}
         self._paths: dict[Any, ExecutionPath] = {}
@@ -87,6 +99,10 @@ class Passes:
         if failed is not None:
             self._watched = False
             self._errors.clear()
+
+    def on_others(self, given: Arguments) -> Passes:
+        """Return passes on other arguments; nothing was set in the model since these were made."""
+        return Passes(self._model, given, modes=False, earlier=self)
 
     def attempt(self, arguments: Arguments) -> Exception | None:
         """Run the model and return what it raises, None if nothing. An output of NaN is an error too."""
@@ -138,7 +154,7 @@ class Passes:
         Only modes that its code asks for are tried, on the user's own arguments. Of several modes with the
         same calls, the first is returned.
         """
-        plain = self.path_of(self._given)
+        plain = self.path_of(self.given)
         if plain is None:
             return []
         found = []
@@ -146,7 +162,7 @@ class Passes:
         for mode in asked_modes(self._questions | plain.questions, self._model):
             # All passes run without gradients, and a capture with them.
             run = PLAIN if mode == WITHOUT_GRADIENTS else mode._replace(gradients=False)
-            path = self.path_of(self._given, mode=run)
+            path = self.path_of(self.given, mode=run)
             if path is not None and (path.distinct_calls, path.numbers) not in seen:
                 found.append(mode)
                 seen.add((path.distinct_calls, path.numbers))
@@ -185,7 +201,7 @@ class Passes:
                 return error
         if self._watched:
             self._note(arguments, path, (training, mode, answer))
-        if has_nan(outputs) and (arguments is self._given or self.attempt(self._given) is None):
+        if has_nan(outputs) and (arguments is self.given or self.attempt(self.given) is None):
             return FloatingPointError("its output is NaN there")
         return None
 

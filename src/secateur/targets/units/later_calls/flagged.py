@@ -113,16 +113,17 @@ def flag_values(model: nn.Module, graph: Graph) -> list[FlagValues]:
         *(Case(given, training) for training in (False, True)),
         *map(Case, _other_arguments(graph, given, search.with_new_outcomes if search else ())),
     ]
-    before = _paths(model, traced)
+    before = _paths(usually, traced)
     watched = functools.partial(traced[0].run, model, args, kwargs)
     flags = flags_of(model, watched) if before[0] is not None else []
     found = []
     single: list[tuple[Flag, ...]] = [(flag,) for flag in flags]
     for one in [*single, *_pairs(flags)]:
         with FlagValues(one).on(model):
-            asked = _asked_for(model, graph, given, plain)
-            paths = _paths(model, [*traced, *asked])
-        usual = [*before, *_paths(model, asked)]
+            passes = Passes(model, given, modes=False)
+            asked = _asked_for(passes, graph, given, plain)
+            paths = _paths(passes, [*traced, *asked])
+        usual = [*before, *_paths(usually, asked)]
         differing = [
             (case, path, was)
             for case, path, was in zip([*traced, *asked], paths, usual, strict=True)
@@ -137,12 +138,17 @@ def flag_values(model: nn.Module, graph: Graph) -> list[FlagValues]:
     return found
 
 
-def _paths(model: nn.Module, cases: Sequence[Case]) -> list[ExecutionPath | None]:
-    """Return the execution path of a model in each case; None where it fails, or cannot be watched."""
-    passes: dict[int, Passes] = {}
+def _paths(traced: Passes, cases: Sequence[Case]) -> list[ExecutionPath | None]:
+    """Return the execution path of a model in each case; None where it fails, or cannot be watched.
+
+    Args:
+        traced: Passes of the model on the traced arguments.
+        cases: The cases. Each has its own passes, since arguments of equal shapes may differ otherwise.
+    """
+    passes = {id(traced.given): traced}
     for case in cases:
         if id(case.arguments) not in passes:
-            passes[id(case.arguments)] = Passes(model, case.arguments, modes=False)
+            passes[id(case.arguments)] = traced.on_others(case.arguments)
     return [passes[id(o.arguments)].path_of(o.arguments, training=o.training, answer=o.answer) for o in cases]
 
 
@@ -199,16 +205,15 @@ def _search(
     return search
 
 
-def _asked_for(model: nn.Module, graph: Graph, given: Arguments, plain: ExecutionPath | None) -> list[Case]:
+def _asked_for(passes: Passes, graph: Graph, given: Arguments, plain: ExecutionPath | None) -> list[Case]:
     """Return cases that the code asks about: answers to conditions on values, and sizes that it compares.
 
     Args:
-        model: The dense model with flags set.
-        graph: Its trace.
+        passes: Those of the dense model with flags set, on the traced arguments.
+        graph: The trace.
         given: The traced arguments.
         plain: The path without these flags. Its comparisons are searched already.
     """
-    passes = Passes(model, given, modes=False)
     path = passes.path_of(given)
     if path is None:
         return []
