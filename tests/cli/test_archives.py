@@ -18,7 +18,7 @@ from secateur.cli.loading import check_data, load_data
 from secateur.cli.loading.archives import LAYOUTS, Archive
 from secateur.cli.loading.cifar import batch_of
 from secateur.cli.loading.matfile import matrices
-from secateur.config.run import ImagesSection
+from secateur.config.sections import ImagesSection
 from secateur.errors import CalibrationError, SettingError
 from tests.cli.conftest import refused, run
 

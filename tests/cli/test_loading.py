@@ -13,7 +13,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.cli.loading import check_data, check_model, load_data, load_model, model_source
-from secateur.config.run import ImagesSection, TextSection
+from secateur.config.sections import ImagesSection, TextSection
 from secateur.errors import CalibrationError, SettingError
 from tests.cli.conftest import refused, run
 from tests.zoo.importing import import_timm, import_transformers

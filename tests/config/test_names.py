@@ -8,7 +8,7 @@ from typing import get_args
 from secateur import allocators as allocate
 from secateur.allocators import registry
 from secateur.config import names
-from secateur.config.run import CompareSection
+from secateur.config.sections import CompareSection
 from secateur.measure.latency.backends import BACKENDS
 from secateur.pipeline.auto.choosers import CHOOSERS
 from secateur.pipeline.targets.units import Units
@@ -38,7 +38,8 @@ def test_names_are_the_librarys() -> None:
 
 
 def test_sections_hold_the_librarys_defaults() -> None:
-    from secateur.config.run import BudgetSection, LimitsSection, Run
+    from secateur.config.run import Run
+    from secateur.config.sections import BudgetSection, LimitsSection
 
     limits = LimitsSection()
     assert allocate.Limits() == allocate.Limits(

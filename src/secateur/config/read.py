@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from secateur.common.reading import parse_json, read_text
-from secateur.config.run import UNKNOWN_NAME, Run
+from secateur.config.run import Run
 from secateur.config.setting import sections, settings
+from secateur.config.values import UNKNOWN_NAME
 from secateur.errors import SettingError
 
 LARGEST = 1 << 18

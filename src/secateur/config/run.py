@@ -6,48 +6,26 @@ declaration. It imports pydantic, but not torch.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, model_validator
 
 from secateur.common.seeds import LEAST, MOST
-from secateur.config.names import (
-    BLOCK_SIGNALS,
-    EXPERT_SIGNALS,
-    REPAIRS,
-    SIGNALS,
-    Backend,
-    Criterion,
-    Form,
-    Granularity,
-    MaskRepair,
-    MaskRule,
-    Quantisation,
-    Rule,
-    Unrealisable,
+from secateur.config.names import Form, Granularity, Quantisation, Rule, Unrealisable
+from secateur.config.sections import (
+    BudgetSection,
+    CompareSection,
+    CurveSection,
+    ImagesSection,
+    LimitsSection,
+    Settings,
+    TextSection,
+    TransitionSection,
 )
+from secateur.config.values import Listed, RepairName, Share, SignalName, entries
 
-T = TypeVar("T")
 RULE_SETTINGS = {"ratio": "uniform", "tolerance": "tod", "protection": "tod", "parts": "repair_aware"}
 """The rule that each of these settings belongs to."""
-UNKNOWN_NAME = "unknown_name"
-"""The pydantic error type for an unknown name. The error's message says what is expected."""
-
-
-def _entries(value: Any) -> Any:
-    """Make a list from one value, or from a text with commas between the entries."""
-    given = value if isinstance(value, list | tuple) else [value]
-    cut = [each.split(",") if isinstance(each, str) else [each] for each in given]
-    return [part.strip() if isinstance(part, str) else part for parts in cut for part in parts]
 
 
 def _whole_entries(value: Any) -> Any:
@@ -55,241 +33,17 @@ def _whole_entries(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _amount(value: int | float, info: ValidationInfo) -> int | float:
-    if (isinstance(value, float) and not 0 < value < 1) or (isinstance(value, int) and value < 1):
-        raise ValueError(
-            f"expected {info.field_name} to be a fraction in (0, 1) or a whole number of at least 1, "
-            f"got {value}"
-        )
-    return value
-
-
-def _signal(text: str) -> str:
-    """Check the name of a signal. Signals may be multiplied and added: ``l1*wasserstein``."""
-    known = tuple(dict.fromkeys((*SIGNALS, *get_args(Criterion), *EXPERT_SIGNALS, *BLOCK_SIGNALS)))
-    parts = [part.strip(" ()") for part in text.replace("*", " ").replace("+", " ").split()]
-    if not parts or not {part for part in parts if part} <= {*known}:
-        wanted = f"one of {', '.join(known)}, or such names with * or + between them"
-        raise PydanticCustomError(UNKNOWN_NAME, "{wanted}", {"wanted": wanted})
-    return text
-
-
-def _repair(text: str) -> str:
-    if text not in REPAIRS:
-        raise PydanticCustomError(UNKNOWN_NAME, "{wanted}", {"wanted": f"one of {', '.join(REPAIRS)}"})
-    return text
-
-
 def _joined(given: Any) -> Any:
     """Return several granularities, in any order, as one name: ``block,unit`` as ``unit+block``."""
     if isinstance(given, str) and not {*",+"} & {*given}:
         return given
     try:
-        return "+".join(sorted((each for part in _entries(given) for each in part.split("+")), reverse=True))
+        return "+".join(sorted((each for part in entries(given) for each in part.split("+")), reverse=True))
     except AttributeError:  # an entry is no text
         return given
 
 
-Listed = Annotated[tuple[T, ...], BeforeValidator(_entries)]
-Amount = Annotated[int | float, AfterValidator(_amount)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-SignalName = Annotated[str, AfterValidator(_signal)]
-RepairName = Annotated[str, AfterValidator(_repair)]
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
-
-
-class BudgetSection(_Settings):
-    """What the result may cost; see `secateur.Budget`."""
-
-    macs: Amount | None = Field(
-        default=None, description="MACs to keep: a fraction (0.5) or a count (1000000).", examples=[0.5]
-    )
-    params: Amount | None = Field(
-        default=None, description="Parameters to keep: a fraction or a count.", examples=[0.5]
-    )
-    sparsity: Share | None = Field(
-        default=None,
-        description="Fraction of single weights to set to zero, for example 0.9.",
-        examples=[0.9],
-    )
-    latency: str | None = Field(
-        default=None,
-        description="Most time of a forward pass: a fraction of the dense one (0.6) or a time (30 ms), "
-        "measured on this machine.",
-        examples=["30 ms"],
-    )
-    memory: str | None = Field(
-        default=None,
-        description="Most memory for weights, activations at their peak and the cache of tokens: a fraction "
-        "(0.6) or a size (512 MB).",
-        examples=["512 MB"],
-    )
-    accuracy_drop: str | None = Field(
-        default=None,
-        description="The most that the accuracy may drop: 1% or 0.01 is one point. The result is the "
-        "cheapest model for which held-out data confirm this.",
-        examples=["1%"],
-    )
-    loss_rise: str | None = Field(
-        default=None,
-        description="The most that the mean loss may rise, as a fraction of the dense one: 5% or 0.05.",
-        examples=["5%"],
-    )
-    perplexity_rise: str | None = Field(
-        default=None,
-        description="The most that exp(mean loss) may rise, the perplexity of a language model: 5% or 0.05.",
-        examples=["5%"],
-    )
-    tokens: int | None = Field(
-        default=None,
-        ge=1,
-        description="Number of tokens in the key-value cache, for the bound on memory.",
-        examples=[4096],
-    )
-    batch: int | None = Field(
-        default=None,
-        ge=1,
-        description="Number of samples in the measured pass; by default that of the first batch.",
-        examples=[1],
-    )
-    device: str | None = Field(
-        default=None,
-        description="Device on which latency and memory are measured; by default the model's.",
-        examples=["cuda"],
-    )
-    backend: Backend = Field(default="eager", description="Back end that runs the timed models.")
-    confidence: float = Field(
-        default=0.95, ge=0.5, lt=1, description="Confidence with which a bound on quality must hold."
-    )
-    experts: Amount | None = Field(
-        default=None,
-        description="Experts to keep: a fraction (0.75) or a count.",
-        examples=[0.75],
-    )
-    blocks: Amount | None = Field(
-        default=None,
-        description="Residual blocks to keep: a fraction (0.75) or a count.",
-        examples=[0.75],
-    )
-    spend: bool = Field(
-        default=True,
-        description="Spend the rest of the budget by keeping more units than the rule's knob does.",
-    )
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """The given bounds by name, without settings on how they are measured."""
-        how = {"spend", "tokens", "batch", "device", "backend", "confidence"}
-        return self.model_dump(exclude_none=True, exclude=how)
-
-
-class LimitsSection(_Settings):
-    """Limits on what may be removed; see `secateur.Limits`."""
-
-    round_to: Annotated[int, Field(ge=1)] | Literal["measured"] = Field(
-        default=1,
-        description="Number of kept units in each layer is a multiple of this; measured: the fastest one.",
-    )
-    min_keep: int = Field(default=1, ge=1, description="Keep at least this many units in each layer.")
-    max_ratio: float = Field(default=0.99, ge=0, lt=1, description="Remove at most this fraction of a layer.")
-    ignore: Listed[str] = Field(
-        default=(),
-        description="Names of groups that are not pruned; * and ? are allowed.",
-        examples=[("stem",)],
-    )
-
-
-class ImagesSection(_Settings):
-    """How the pictures of a folder become inputs."""
-
-    size: int | None = Field(
-        default=None,
-        ge=1,
-        description="Height and width in pixels; by default the model's own, if known, or 224.",
-        examples=[224],
-    )
-    mean: Listed[float] | None = Field(
-        default=None,
-        description="Subtracted from each channel of values in [0, 1].",
-        examples=[(0.485, 0.456, 0.406)],
-    )
-    std: Listed[float] | None = Field(
-        default=None, description="Divides each channel after that.", examples=[(0.229, 0.224, 0.225)]
-    )
-
-
-class TextSection(_Settings):
-    """How a text becomes inputs."""
-
-    tokenizer: str | None = Field(
-        default=None,
-        description="Folder of the tokenizer; by default the model's own folder.",
-        examples=["folder"],
-    )
-    length: int = Field(default=512, ge=1, description="Number of tokens in a sample.")
-
-
-class CompareSection(_Settings):
-    """What `secateur compare` compares."""
-
-    rules: Listed[Rule] = Field(
-        default=("repair_aware", "tod", "emp", "uniform", "global", "random"),
-        description="Rules to compare. Single weights and experts have other defaults.",
-    )
-    macs: Listed[Share] = Field(
-        default=(0.8, 0.6, 0.4),
-        description="Fractions of the dense MACs to compare at, if no other budget is given.",
-    )
-    sparsities: Listed[Share] = Field(
-        default=(), description="Fractions of single weights that become zero.", examples=[(0.5, 0.7, 0.9)]
-    )
-    experts: Listed[Share] = Field(
-        default=(), description="Fractions of the experts to keep.", examples=[(0.75, 0.5)]
-    )
-    plot: str | None = Field(
-        default=None,
-        description="Draw accuracy against MACs into this file: .svg, .png or .pdf.",
-        examples=["compare.svg"],
-    )
-
-
-class CurveSection(_Settings):
-    """What `secateur tolerance` shows."""
-
-    rows: int = Field(default=20, ge=2, description="Rows of the table, about evenly spaced in MACs.")
-    plot: str | None = Field(
-        default=None, description="Draw the curve into this file: .svg, .png or .pdf.", examples=["curve.svg"]
-    )
-
-
-class TransitionSection(_Settings):
-    """What `secateur transition` sweeps over."""
-
-    rules: Listed[MaskRule] = Field(
-        default=("uniform", "erk", "lamp", "emp", "repairability"), description="Rules to compare."
-    )
-    sparsities: Listed[Share] = Field(
-        default=(0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97),
-        description="Fractions of the weights that are removed.",
-    )
-    criterion: Criterion = Field(
-        default="magnitude", description="Score of single weights; the lowest are removed first."
-    )
-    repair: MaskRepair = Field(default="variance", description="Repair that is applied to every allocation.")
-    share: float = Field(
-        default=0.95, gt=0, le=1, description="Part of the dense model's accuracy that counts as recovered."
-    )
-    plot: str | None = Field(
-        default=None,
-        description="Draw the curves into this file: .svg, .png or .pdf.",
-        examples=["transition.svg"],
-    )
-
-
-class Run(_Settings):
+class Run(Settings):
     """The settings of all commands. Each command reads the part that it needs."""
 
     model: str | None = Field(

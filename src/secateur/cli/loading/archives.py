@@ -13,7 +13,7 @@ from secateur.cli.loading.matfile import matrices
 from secateur.cli.loading.models import HuggingFaceModel, ModelSource, TimmModel
 from secateur.cli.loading.pictures import loader, preparation
 from secateur.common.reading import read_bytes
-from secateur.config.run import ImagesSection
+from secateur.config.sections import ImagesSection
 from secateur.errors import CalibrationError, SettingError
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from secateur.errors import CalibrationError, SettingError
 if TYPE_CHECKING:
     import torch
 
-    from secateur.config.run import ImagesSection, TextSection
+    from secateur.config.sections import ImagesSection, TextSection
 
 TEXTS = (".txt", ".text", ".md")
 
@@ -85,7 +85,7 @@ def load_data(
     check_data(option, text)
     if batch_size < 1:
         raise SettingError(f"--batch-size {batch_size}: expected at least 1. Give 64, for example.")
-    from secateur.config.run import ImagesSection, TextSection
+    from secateur.config.sections import ImagesSection, TextSection
 
     images, texts = images or ImagesSection(), texts or TextSection()
     path = Path(text)

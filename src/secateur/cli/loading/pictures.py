@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.cli.loading.models import HuggingFaceModel, ModelSource, TimmModel, library_errors
 from secateur.common.paths import entries
-from secateur.config.run import ImagesSection
+from secateur.config.sections import ImagesSection
 from secateur.errors import CalibrationError, SettingError
 
 if TYPE_CHECKING:

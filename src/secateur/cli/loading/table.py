@@ -10,7 +10,7 @@ from secateur.cli.loading.arrays import INPUT_NAMES, LABEL_NAMES
 from secateur.cli.loading.models import ModelSource, library_errors
 from secateur.cli.loading.pictures import loader, preparation
 from secateur.cli.loading.tokens import pieces_of, tokenizer_of
-from secateur.config.run import ImagesSection, TextSection
+from secateur.config.sections import ImagesSection, TextSection
 from secateur.errors import CalibrationError, SettingError
 
 ONE, SEVERAL = "state.json", "dataset_dict.json"

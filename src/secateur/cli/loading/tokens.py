@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.cli.loading.models import HuggingFaceModel, ModelSource, library_errors
 from secateur.cli.loading.pictures import loader
-from secateur.config.run import TextSection
+from secateur.config.sections import TextSection
 from secateur.errors import CalibrationError, SettingError
 
 if TYPE_CHECKING:
