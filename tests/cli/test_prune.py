@@ -358,3 +358,7 @@ def test_bounds_on_time_and_memory(folder: Path) -> None:
 )
 def test_bounds_that_mean_nothing_are_refused(folder: Path, arguments: tuple[str, ...], message: str) -> None:
     assert message in refused(2, *BASE, *arguments, "--allocator", "uniform")
+
+
+def test_a_device_that_this_machine_lacks(folder: Path) -> None:
+    assert "--device cuda:99: expected a device of this machine" in refused(2, *BASE, "--device", "cuda:99")

@@ -6,6 +6,7 @@ Without one, ``make test-device`` runs them on a device that `pretended.cpp` mak
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from copy import deepcopy
@@ -27,6 +28,7 @@ from secateur.measure.memory import memory
 from secateur.repairs.methods import REPAIRS
 from secateur.signals.registry import SIGNALS
 from secateur.targets import weights as masks
+from tests.cli.conftest import run
 from tests.helpers.models import TOPOLOGIES, build
 from tests.signals.data import labelled
 
@@ -217,6 +219,30 @@ def test_weights_that_wait_elsewhere(spread: str, tmp_path: Path) -> None:
     found = sc.prune(there, data, **options)
     assert {t.device.type for t in found.model.state_dict().values()} == {"cpu"}
     torch.testing.assert_close(found.model(data[0]), expected.model(data[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_command_computes_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 4))\n"
+        "def load():\n"
+        "    torch.manual_seed(1)\n"
+        "    return [(torch.randn(16, 6), torch.arange(16) % 4) for _ in range(8)]\n"
+    )
+    arguments = ["prune", "--model", "net.py:make", "--data", "net.py:load", "--macs", "0.5", "--json"]
+    reports = []
+    for out, more in (("here", []), ("there", ["--device", str(DEVICE)])):
+        with Products() as products:
+            result = run(*arguments, "--out", out, *more)
+        assert result.exit_code == 0, result.stderr
+        assert products.on[DEVICE.type if more else "cpu"]
+        reports.append(json.loads(result.stdout))
+    here, there = (report["figures"][1]["accuracy"] for report in reports)
+    assert there == pytest.approx(here, abs=1e-6)
 
 
 def test_training_goes_on() -> None:

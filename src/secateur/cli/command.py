@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -17,8 +18,8 @@ from secateur.errors import SettingError
 
 METAVARS: Mapping[str, str] = {"string": "TEXT", "integer": "INTEGER", "number": "NUMBER"}
 
-READING = ("batch_size", "samples", "images.size", "text.tokenizer", "text.length", "views")
-"""The settings that say how data from files become batches."""
+READING = ("batch_size", "samples", "images.size", "text.tokenizer", "text.length", "views", "device")
+"""The settings that say how data from files become batches, and where these are processed."""
 NAMES = {"images.size": "image_size", "text.length": "text_length"}
 RULE = ("allocator", "tolerance", "ratio", "removal", "protection")
 BUDGET = ("budget.macs", "budget.params")
@@ -69,7 +70,8 @@ def command(
                         f"secateur {body.__name__}: expected a folder alone, got {other} too. Leave one out."
                     )
                 _require(body.__name__, asked, () if folder in chosen else needs, options)
-                shown = body(asked, json)
+                with _computing(asked):
+                    shown = body(asked, json)
             show(shown)
 
         parameters = [
@@ -83,6 +85,15 @@ def command(
         return run
 
     return decorate
+
+
+def _computing(run: Run) -> AbstractContextManager[None]:
+    """Return a block inside which data of a model whose weights stay in files go to the run's device."""
+    if run.device is None or not (run.model or "").startswith("mapped:"):
+        return nullcontext()
+    from secateur.common.computing import compute_on
+
+    return compute_on(run.device)
 
 
 def _dashed(name: str) -> str:

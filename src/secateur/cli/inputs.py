@@ -37,7 +37,17 @@ class Inputs:
     @cached_property
     def model(self) -> nn.Module:
         """The dense model, with its weights."""
-        return self.source.load()
+        return self.placed(self.source.load())
+
+    def placed(self, model: nn.Module) -> nn.Module:
+        """Move a model to the run's device. One whose weights are in files stays; see `sc.compute_on`."""
+        from secateur.common.computing import device_named
+        from secateur.common.mapped import any_mapped
+
+        device = self.run.device
+        if device is None or any_mapped(model.parameters()):
+            return model
+        return model.to(device_named(device, f"--device {device}", "Leave it out to compute on the CPU."))
 
     @cached_property
     def data(self) -> Calibration:

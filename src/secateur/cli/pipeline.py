@@ -338,7 +338,7 @@ def repair(run: Run, json: bool) -> str:
     from secateur.targets.lowrank.opened import GRANULARITIES as RANKS
 
     inputs = Inputs(run)
-    small = sc.load(run.artefact or "", inputs.source.make)
+    small = inputs.placed(sc.load(run.artefact or "", inputs.source.make))
     before = sc.record_of(small)
     if before.plan.granularity in RANKS:
         raise SettingError(

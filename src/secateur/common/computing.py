@@ -47,7 +47,7 @@ def compute_on(device: torch.device | str) -> Iterator[None]:
         ...     net(torch.ones(1, 3)).shape
         torch.Size([1, 2])
     """
-    there = device_named(device, "compute_on", "Pass 'cpu', or leave it out.")
+    there = device_named(device, f"compute_on(device={str(device)!r})", "Pass 'cpu', or leave it out.")
     if there.type == "cpu":
         yield
         return
@@ -62,6 +62,11 @@ def compute_on(device: torch.device | str) -> Iterator[None]:
 def device_named(device: torch.device | str, where: str, advice: str) -> torch.device:
     """Return the device with this name.
 
+    Args:
+        device: The name.
+        where: Where it was given, for the message.
+        advice: What to do if there is none.
+
     Raises:
         SettingError: This machine has no such device.
     """
@@ -69,8 +74,7 @@ def device_named(device: torch.device | str, where: str, advice: str) -> torch.d
         return torch.zeros((), device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         raise SettingError(
-            f"{where}(device={str(device)!r}): expected a device of this machine, got "
-            f"{str(error).splitlines()[0][:120]}. {advice}"
+            f"{where}: expected a device of this machine, got {str(error).splitlines()[0][:120]}. {advice}"
         ) from error
 
 

@@ -80,6 +80,12 @@ class Run(Settings):
         "weights of 4 bits (int4), calibrated with the data.",
         examples=["int8"],
     )
+    device: str | None = Field(
+        default=None,
+        description="Device that computes: the model goes there. A model whose weights stay in files "
+        "(mapped:FOLDER) stays, and its data go there.",
+        examples=["cuda"],
+    )
     input: Annotated[tuple[str, ...], BeforeValidator(_whole_entries)] = Field(
         default=(),
         description="Sizes of an input, such as 1x3x224x224 or 1x16:int64, if there is no data; one entry "

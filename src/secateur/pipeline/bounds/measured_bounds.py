@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from secateur.allocators import Budget
@@ -24,7 +25,6 @@ from secateur.targets.units.copying import duplicate
 
 ROUNDS, WARMUP = 30, 3
 """Number of timed forward passes, and of untimed ones before them."""
-_HERE = "Leave it out to measure where the model is."
 
 
 class MeasuredBound(ABC):
@@ -48,13 +48,13 @@ class MeasuredBound(ABC):
         own = batch_size((args, kwargs))
         if budget.batch is not None and own:
             args, kwargs = samples_of((args, kwargs), [i % own for i in range(budget.batch)])
-        there = None if self._device is None else device_named(self._device, "budget", _HERE)
+        there = None if self._device is None else _device_named(self._device)
         self._inputs: Arguments = call_arguments(kwargs or args, there)
         self._dense = self._on_its_device(dense)
 
     def _on_its_device(self, model: nn.Module) -> nn.Module:
         """Return the model on the device where it is measured. It is a copy if the model is elsewhere."""
-        if self._device is None or device_of(model) == device_named(self._device, "budget", _HERE):
+        if self._device is None or device_of(model) == _device_named(self._device):
             return model
         return duplicate(model).to(self._device)
 
@@ -171,3 +171,7 @@ def measured_bounds_of(budget: Budget, dense: nn.Module, example: Batch) -> tupl
     return tuple(
         kind(budget, dense, example) for name, kind in MEASURED_BOUNDS.items() if name in budget.measured
     )
+
+
+def _device_named(device: str) -> torch.device:
+    return device_named(device, f"budget(device={device!r})", "Leave it out to measure where the model is.")
