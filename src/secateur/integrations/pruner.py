@@ -30,7 +30,7 @@ from secateur.plan import Plan
 from secateur.repairs.methods import resolve as resolve_repairs
 from secateur.repairs.repair import repair as repair_model
 from secateur.signals import Scores, score
-from secateur.signals.distributed import joined
+from secateur.signals.distributed import team_of_processes
 from secateur.signals.loss import LossFn
 from secateur.targets.units.apply import Applier
 from secateur.targets.units.composing import compose, split
@@ -190,7 +190,7 @@ class GradualPruner:
         data = Calibration.of(self.calibration, model=model)
         example = data.first()
         inputs = example.inputs
-        with joined(device_of(model)) as team:
+        with team_of_processes(device_of(model)) as team:
             if team.size > 1:
                 _agree(model)
             with team.together():

@@ -20,7 +20,7 @@ from secateur.common.models import device_of, evaluating
 from secateur.errors import CalibrationError, SecateurError, SettingError
 from secateur.measure.confidence import interval, upper_bound
 from secateur.measure.evaluate import hits
-from secateur.signals.distributed import joined
+from secateur.signals.distributed import team_of_processes
 from secateur.signals.loss import LossFn, default_loss, logits_of, own_loss
 
 Metric = Callable[[Callable[..., Any], Any], Any]
@@ -178,7 +178,7 @@ class Gauge:
         above: list[Row] = []
         below: list[Row] = []
         device = device_of(self._dense)
-        with joined(device) as team:
+        with team_of_processes(device) as team:
             with team.together(), evaluating(model), evaluating(self._dense):
                 for batch in self.data.batches():
                     found = self._values_of_batch(model, batch, bound)

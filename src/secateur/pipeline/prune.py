@@ -48,7 +48,7 @@ from secateur.report.data import versions
 from secateur.report.report import Report
 from secateur.signals import Scores
 from secateur.signals.code import code_digest
-from secateur.signals.distributed import joined
+from secateur.signals.distributed import team_of_processes
 from secateur.signals.identity import of_data, of_run
 from secateur.signals.journal import journal_in, text_digest
 from secateur.signals.loss import LossFn, loss_name
@@ -179,7 +179,7 @@ def prune(
     def read(given: Any, views: int | Views | View | None = None) -> Calibration:
         return Calibration.of(given, seed=seed, forward=forward, model=model, views=views)
 
-    with joined(device_of(model)) as team, ExitStack() as stack:
+    with team_of_processes(device_of(model)) as team, ExitStack() as stack:
         with team.together():
             data, held = read(calibration, views), None
             if frontier is not None or (budget is not None and budget.quality):

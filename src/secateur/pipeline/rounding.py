@@ -18,7 +18,7 @@ from secateur.pipeline.bounds.measured_bounds import Latency
 from secateur.pipeline.targets.target import Target
 from secateur.repairs.judging import MARGIN, standard_errors
 from secateur.signals import Scores
-from secateur.signals.distributed import OF_THE_RUN, joined
+from secateur.signals.distributed import OF_THE_RUN, team_of_processes
 from secateur.targets.granularity import UNITS, refusal
 
 MULTIPLES = (1, 4, 8, 16, 32)
@@ -88,7 +88,7 @@ def rounded(
     if first is not None and not found:
         raise first
     clock = Latency(timed, task.model, task.example)
-    with joined(target.graph.device) as team:
+    with team_of_processes(target.graph.device) as team:
         best, shares = team.from_first(_fastest(found, clock))
     out = f" Worse on held-out data: {', '.join(map(str, worse))}." if worse else ""
     shown = ", ".join(f"{share:.2f} with multiples of {k}" for k, share in shares.items())

@@ -18,7 +18,7 @@ from secateur.common.models import device_of, evaluating
 from secateur.measure.divergence import class_scores, diverged, reads_and_writes_words
 from secateur.measure.evaluate import floats_of, squared_distance
 from secateur.measure.measures import DISTANCE, DIVERGENCE, LOSS
-from secateur.signals.distributed import joined
+from secateur.signals.distributed import team_of_processes
 from secateur.signals.loss import LossFn, one_number, own_loss
 
 PIECES = 8
@@ -87,7 +87,7 @@ class Judge:
     @cached_property
     def samples(self) -> int:
         """The number of held-out samples."""
-        with joined(device_of(self._dense)) as team, team.together():
+        with team_of_processes(device_of(self._dense)) as team, team.together():
             return self.data.samples()
 
     @torch.no_grad()
@@ -99,7 +99,7 @@ class Judge:
         if not self._most:
             trim()  # what the steps before have freed
         found: dict[int, tuple[list[float], list[float]]] = {}
-        with joined(device_of(self._dense)) as team:
+        with team_of_processes(device_of(self._dense)) as team:
             with team.together(), evaluating(model), evaluating(self._dense):
                 for batch in self.data.batches(takes=team.takes):
                     found[batch.index] = self._measured(model, batch)

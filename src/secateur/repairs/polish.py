@@ -37,7 +37,7 @@ from secateur.graph.graph import Graph
 from secateur.measure.divergence import divergence, reads_and_writes_words
 from secateur.repairs.features import features, outputs
 from secateur.repairs.pairs import Pair, Pairs
-from secateur.signals.distributed import Team, joined
+from secateur.signals.distributed import Team, team_of_processes
 from secateur.signals.loss import logits_of
 from secateur.stream.calls import ProgramCalls
 from secateur.stream.dense import Values
@@ -138,7 +138,7 @@ class Polish:
             return None
         _refuse(parameters)
         begun = time.monotonic()
-        with joined(graph.device) as team:
+        with team_of_processes(graph.device) as team:
             processes = ProcessGroup.of_team(team)
             judge = work.judge
             best = None if judge is None else Best(lambda: float(judge(small).mean()), parameters)

@@ -21,7 +21,7 @@ from secateur.repairs.judging import Judge
 from secateur.repairs.methods import Method, Methods, Work, resolve
 from secateur.repairs.polish import Polish
 from secateur.repairs.trials import FINALISTS, Trials
-from secateur.signals.distributed import joined
+from secateur.signals.distributed import team_of_processes
 from secateur.signals.loss import LossFn
 from secateur.targets.granularity import by_granularity
 from secateur.targets.units.copying import duplicate
@@ -179,7 +179,7 @@ def run_repairs(
     model = gathered(unwrap(model))
     require_plain_modes("repair", model)
     plan = record_of(small).plan
-    with joined(device_of(model)) as team:
+    with team_of_processes(device_of(model)) as team:
         with team.together():
             data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
             folds = folds_of(data, once=any_mapped(model.parameters()))

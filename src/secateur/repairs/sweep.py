@@ -37,7 +37,7 @@ from secateur.repairs.regression.layers import Site
 from secateur.repairs.regression.leastsquares import Fit, Sums, fit
 from secateur.repairs.rows import column_sums, output_sums, target
 from secateur.repairs.tasks import Task, is_ready, siblings_among, start_of, tasks_of
-from secateur.signals.distributed import Team, joined
+from secateur.signals.distributed import Team, team_of_processes
 from secateur.signals.journal import (
     Step,
     checked_notes,
@@ -98,7 +98,7 @@ def sweep(
     report = {}
     in_files = any_mapped(graph.program.state_dict.values())
     with (
-        joined(graph.device) as team,
+        team_of_processes(graph.device) as team,
         PendingBatches(pairs.of, graph.device, calibration, in_files, team.takes) as batches,
     ):
         # Counting samples reads all the data once, so it is done only for the methods that need it.

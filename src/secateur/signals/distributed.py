@@ -207,7 +207,7 @@ _calls = itertools.count()
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Team]:
+def team_of_processes(device: torch.device) -> Iterator[Team]:
     """Work with all processes of the process group inside the block; alone, if there is no group.
 
     If torchrun started the process and torch.distributed is not initialised, it is initialised here: with

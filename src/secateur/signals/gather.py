@@ -21,7 +21,7 @@ from secateur.common.paths import path_named
 from secateur.errors import CalibrationError
 from secateur.graph.graph import Graph
 from secateur.signals.checkpoint import Checkpoint, Position, Saved, Values
-from secateur.signals.distributed import Team, check_whole, joined
+from secateur.signals.distributed import Team, check_whole, team_of_processes
 from secateur.signals.identity import checksum, first_batch, identity
 from secateur.signals.inparts import InParts
 from secateur.signals.loss import LossFn
@@ -75,7 +75,7 @@ def gather(
         )
     limit = None if memory is None else in_bytes(memory)
     # inference_mode(False): a caller's inference mode would forbid aliases that need gradients.
-    with joined(graph.device) as team, seeded(seed), torch.inference_mode(False):
+    with team_of_processes(graph.device) as team, seeded(seed), torch.inference_mode(False):
         progress = progress and team.rank == 0
         if limit is not None:
             limit //= team.size  # to merge states, the first process holds those of all

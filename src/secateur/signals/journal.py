@@ -31,7 +31,7 @@ from secateur.common.paths import entries, path_named
 from secateur.common.reading import complaint, parse_json
 from secateur.common.tensorfile import TensorFile
 from secateur.errors import ArtefactError
-from secateur.signals.distributed import joined
+from secateur.signals.distributed import team_of_processes
 from secateur.signals.identity import difference, digest_of, of_data
 from secateur.signals.storage import H, Header, read, remove, write
 
@@ -103,7 +103,7 @@ class Step:
             ArtefactError: The file is damaged, or of another step.
         """
         self.journal.note(self.name)
-        with joined(_HOST) as team:
+        with team_of_processes(_HOST) as team:
             kept, found = None, None
             with team.together():
                 if team.rank == 0 and os.path.exists(self.path):
@@ -131,7 +131,7 @@ class Step:
     def save(self, notes: Any, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Write the step's result, as JSON and as tensors. Steps that were kept `inside` are deleted."""
         self.journal.note(self.name)
-        with joined(_HOST) as team, team.together():
+        with team_of_processes(_HOST) as team, team.together():
             if team.rank == 0:
                 header = _Finished(step=self.name, notes=json.dumps(notes))
                 on_cpu = {name: tensor.detach().cpu() for name, tensor in (tensors or {}).items()}
@@ -263,7 +263,7 @@ def journal_in(folder: str | PathLike[str] | None, about: Callable[[], dict[str,
         return
     path = path_named("checkpoint", folder)
     with ExitStack() as stack:
-        with joined(_HOST) as team, team.together():
+        with team_of_processes(_HOST) as team, team.together():
             with os_errors_as(path, ArtefactError):
                 path.mkdir(parents=True, exist_ok=True)
             if team.rank == 0:

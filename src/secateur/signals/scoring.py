@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from secateur.calibration import Calibration, Forward
 from secateur.common.modes import require_plain_modes
 from secateur.graph.graph import Graph
-from secateur.signals.distributed import joined
+from secateur.signals.distributed import team_of_processes
 from secateur.signals.gather import gather
 from secateur.signals.loss import LossFn
 from secateur.signals.registry import resolve
@@ -124,7 +124,7 @@ def score(
         require_plain_modes("score", graph.programs.model)
     requested = listed(cast("SignalLike | Iterable[SignalLike]", signals))
     chosen = resolve(requested)
-    with joined(graph.device) as team:
+    with team_of_processes(graph.device) as team:
         data = None
         with team.together():
             if calibration is not None:

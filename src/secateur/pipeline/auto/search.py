@@ -24,7 +24,7 @@ from secateur.pipeline.auto.rounds import Stage, run_rounds
 from secateur.pipeline.auto.streams import streams
 from secateur.pipeline.auto.waves import Vector, neighbours
 from secateur.repairs.judging import Judge
-from secateur.signals.distributed import joined
+from secateur.signals.distributed import team_of_processes
 from secateur.targets.granularity import UNITS, refusal
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class Search(Chooser):
         most = self.evaluations or (EVALUATIONS if self.minutes is None else math.inf)
 
         def spent() -> bool:
-            with joined(tried.target.graph.device) as team:
+            with team_of_processes(tried.target.graph.device) as team:
                 return team.from_first(len(tried.errors) >= most or time.monotonic() > end)
 
         for name in list(tried.planned):

@@ -24,7 +24,7 @@ from secateur.pipeline.bounds.quality import MeasuredPlans, cheapest, estimated_
 from secateur.pipeline.targets.target import Scored, Target
 from secateur.plan import Plan
 from secateur.signals import Scores
-from secateur.signals.distributed import OF_THE_RUN, joined
+from secateur.signals.distributed import OF_THE_RUN, team_of_processes
 from secateur.signals.units.combination import name_of
 from secateur.targets.units.record import attach, record_of
 
@@ -195,7 +195,7 @@ def _smallest(plans: Plans, held: HeldOut, step: Step) -> PrunedWithinBudget:
 
 def _measured(bounds: Iterable[MeasuredBound], small: nn.Module, target: Target) -> dict[str, Interval]:
     """Measure a model for each bound. All processes get what the first one measured."""
-    with joined(target.graph.device) as team:
+    with team_of_processes(target.graph.device) as team:
         with team.together():
             found = {bound.name: bound(small) for bound in bounds}
         return team.from_first(found)

@@ -32,7 +32,7 @@ from secateur.pipeline.bounds.bisection import bisect
 from secateur.pipeline.bounds.frontier import Frontier, Point
 from secateur.pipeline.bounds.plans import Plans
 from secateur.pipeline.result import clock
-from secateur.signals.distributed import OF_THE_RUN, joined
+from secateur.signals.distributed import OF_THE_RUN, team_of_processes
 
 ROUGH = 1000
 """The place of the result is estimated on about this many samples; the quick repair reads as many."""
@@ -190,7 +190,7 @@ def estimated_share(plans: Plans, held: int, gauge_of: Any, step: Step) -> float
             raise
         except SecateurError:  # a candidate that cannot run is taken for one that does not meet the bounds
             within = False
-        with joined(target.graph.device) as team:
+        with team_of_processes(target.graph.device) as team:
             within = team.from_first(within)
         if within:
             found.append(share)
@@ -255,7 +255,7 @@ def cheapest(plans: Plans, gauge: Gauge, gauge_of: Any, step: Step) -> Cheapest:
         if before is None or not target.same(before, plan):
             step(f"{percent(share, 1)} of the {plans.cost}")
             repaired, before = tried.measure(share, small, plan), plan
-            with joined(target.graph.device) as team:
+            with team_of_processes(target.graph.device) as team:
                 within = team.from_first(tried.within())
             tried.set_verdict("within" if within else "not confirmed")
             if not within:

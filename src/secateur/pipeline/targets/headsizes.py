@@ -15,7 +15,7 @@ from secateur.pipeline.targets.target import Task
 from secateur.pipeline.targets.units import Units
 from secateur.plan import Plan
 from secateur.signals import Scores
-from secateur.signals.distributed import joined
+from secateur.signals.distributed import team_of_processes
 from secateur.targets.headsizes import together, trace
 from secateur.targets.headsizes.align import align_heads
 from secateur.targets.units.record import with_note
@@ -36,7 +36,7 @@ class HeadSizes(Units):
         super().__init__(task, graph)
         self._aligned = 0
         if graph is None:
-            with clock(task.seconds, "align"), joined(self.graph.device) as team:
+            with clock(task.seconds, "align"), team_of_processes(self.graph.device) as team:
                 if team.size == 1:  # the processes of a team see different data
                     model, self._aligned = align_heads(
                         task.model, self.graph, task.fit, progress=task.progress

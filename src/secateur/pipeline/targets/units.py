@@ -28,7 +28,7 @@ from secateur.proof.verify import Proof, verify
 from secateur.repairs.methods import Methods, Work, quick
 from secateur.repairs.methods import resolve as resolve_repairs
 from secateur.signals import Scores
-from secateur.signals.distributed import joined
+from secateur.signals.distributed import team_of_processes
 from secateur.signals.units.combination import name_of
 from secateur.targets.units.apply import FORMS, Applier
 from secateur.targets.units.record import record_of, with_note
@@ -189,7 +189,7 @@ class Units(Target):
 
 def _agreed(graph: Graph, allocate: Callable[[], Plan]) -> Plan:
     """Make a plan. If several processes work together (see `score`), all get the plan of the first one."""
-    with joined(graph.device) as team:
+    with team_of_processes(graph.device) as team:
         with team.together():
             plan = allocate()
         return plan if team.size == 1 else Plan.from_json(team.from_first(plan.to_json()))

@@ -14,7 +14,7 @@ from secateur.calibration.padding import running_padding
 from secateur.common.models import device_of, evaluating
 from secateur.errors import CalibrationError
 from secateur.repairs.regression.leastsquares import add_products
-from secateur.signals.distributed import joined
+from secateur.signals.distributed import team_of_processes
 from secateur.targets.lowrank.pair import matrix_of, sizes, tensors_of
 
 DAMPING = 1e-4
@@ -167,7 +167,7 @@ def _solved(weight: Tensor, second: Tensor, mean: Tensor | None) -> Basis:
 def _accumulate(model: nn.Module, sums: Mapping[str, _Sums], data: Calibration, progress: bool) -> None:
     """Run the model on all data, and add to the sums. Processes share the batches and get the same sums."""
     device = device_of(model)
-    with joined(device) as team:
+    with team_of_processes(device) as team:
         with team.together(), seeded(0), torch.no_grad(), evaluating(model):
             handles = [
                 model.get_submodule(path).register_forward_hook(s.see, with_kwargs=True)
