@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 import secateur as sc
 from tests.graph.test_linear import weight
 from tests.graph.tiny import Calls, identities, reasons, traced
+from tests.targets.units.plans import random_plan
 
 CHOICES = 3
 
@@ -93,3 +96,32 @@ def test_grouped_products(transposed: bool) -> None:
     assert identities(graph, ("a.weight", 0, 8), ("w", into, 8)) == [list(range(8))] * 2
     assert identities(graph, ("w", out, 16), ("b.weight", 1, 16)) == [list(range(16))] * 2
     assert any("which matrix a row meets depends on the data" in reason for reason in reasons(graph))
+
+
+MADE: dict[str, Callable[[Tensor], Tensor]] = {
+    "difference": lambda w: w - w.t(),
+    "sum": lambda w: (w + w.mT) / 2,
+    "three": lambda w: w + w.t() + w.abs(),
+    "product": lambda w: w @ w.t(),
+    "by entry": lambda w: w * w.t(),
+    "beside": lambda w: torch.cat([w, w.t()], 1),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_a_weight_that_reads_a_parameter_along_both_axes(made: str) -> None:
+    """Units are along both axes of a square parameter, and both read where its transpose is added."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        h = F.relu(m.a(x)) @ MADE[made](m.w)
+        return m.b(h if h.shape[-1] == m.b.in_features else h[..., : m.b.in_features])
+
+    torch.manual_seed(0)
+    net = Calls(run, a=nn.Linear(3, 8), w=weight(8, 8), b=nn.Linear(8, 2)).double().eval()
+    x = torch.randn(6, 3).double()
+    graph = sc.trace(net, x)
+    assert "a" in [group.name for group in graph.groups]
+    plan = random_plan(graph, 0.4)
+    small, masked = sc.apply(net, plan, graph=graph), sc.apply(net, plan, "masked")
+    assert sc.verify(net, small, plan, x).proven
+    torch.testing.assert_close(small(x), masked(x))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -150,6 +151,63 @@ def by_int(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
     return h.flip(-1) if int(x.shape[1]) / 2 > 4.5 else h
 
 
+def by_rounding(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if round(x.shape[1] / 3) == 6 else h
+
+
+def by_bits(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if x.shape[1] & 7 == 6 or x.shape[1] >> 4 == 2 else h
+
+
+def by_quotient(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if divmod(x.shape[1], 11) == (2, 3) else h
+
+
+def by_distance(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if abs(x.shape[1] - 40) < 3 else h
+
+
+def by_square(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if x.shape[1] ** 2 > 900 else h
+
+
+def by_root(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if int(math.sqrt(x.shape[1])) > 5 else h
+
+
+def by_float(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if float(x.shape[1]) > 30.5 else h
+
+
+def by_text(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if f"{x.shape[1]}" == str(32) else h
+
+
+def by_array(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if np.array(x.shape[1]) > 30 else h
+
+
+def by_tensor(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if torch.tensor(x.shape[1]) > 30 else h
+
+
+def by_range(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if len(range(x.shape[1])) > 30 else h
+
+
+def by_list(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if len([0] * x.shape[1]) > 30 else h
+
+
+def by_later_pieces(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    first, *rest = h.split(32, 1)
+    return torch.cat([first, *(piece.flip(-1) for piece in rest)], 1)
+
+
+def far_away(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if x.shape[1] > 700 else h
+
+
 def by_pieces(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
     return h.flip(-1) if len(x.split(4, 1)) > 2 else h
 
@@ -160,6 +218,12 @@ def fewer_layers(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
             h = layer(h)
     return h
 
+
+UNWATCHED = {
+    by_rounding: 18, by_bits: 38, by_quotient: 25, by_distance: 39, by_square: 31, by_root: 36, by_float: 31,
+    by_text: 32, by_array: 31, by_tensor: 31, by_range: 31, by_list: 31, by_later_pieces: 33, far_away: 701,
+}  # fmt: skip
+"""Branches on numbers that follow from a size and are no plain part of it, and a size on their other side."""
 
 BRANCHES = [
     many_samples, square, training_long, long_training, by_set,
@@ -191,6 +255,20 @@ def test_the_pruned_model_is_right_on_both_sides_of_a_branch(
             except sc.InputError as error:
                 at = f"{graph.inputs.open}, {graph.inputs.other_path_sizes()}"
                 raise sc.InputError(f"{shape}: {error} Captured at {at}. {caplog.text}") from error
+
+
+@pytest.mark.parametrize("branch", UNWATCHED, ids=lambda branch: branch.__name__)
+def test_branches_on_all_kinds_of_numbers_that_follow_from_a_size_are_seen(
+    branch: Callable[..., Tensor],
+) -> None:
+    torch.manual_seed(0)
+    model, x = Net(branch).double().eval(), torch.randn(2, 5, 6).double()
+    graph = sc.trace(model, x)
+    plan = random_plan(graph, 0.5, 0)
+    small, masked = sc.apply(model, plan, graph=graph), sc.apply(model, plan, "masked")
+    for steps in (5, 4, 9, UNWATCHED[branch] - 1, UNWATCHED[branch]):
+        x = torch.randn(2, steps, 6).double()
+        torch.testing.assert_close(small(x), masked(x))
 
 
 def test_a_way_for_one_sample_is_seen_where_it_was_traced() -> None:

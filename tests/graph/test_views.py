@@ -101,7 +101,7 @@ class Forgetful(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x)
-        return self.b(getattr(self, "no" + "rm")(h) if self.by_name and len(x) > 90 else h)
+        return self.b(getattr(self, "no" + "rm")(h) if self.by_name and len(x) > 9**9 else h)
 
 
 class Plainly(Forgetful):

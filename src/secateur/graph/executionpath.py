@@ -10,7 +10,7 @@ import math
 import sys
 from functools import cached_property
 from itertools import groupby
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from secateur.graph.flows import Flows, is_parameter
-from secateur.graph.frames import Line, in_pytorch, line_of_user
-from secateur.graph.watchednumbers import Ratio, Size, constants, watched
+from secateur.graph.frames import LIBRARY, Line, in_pytorch, line_of_user
+from secateur.graph.watchednumbers import Ratio, Size, Watched, constants, note_constants, plain, watched
 
 _CONVERSIONS = frozenset(
     "to type type_as float half bfloat16 double int long bool cpu cuda contiguous clone".split()
@@ -31,6 +31,9 @@ READS_VALUES = frozenset(
     "__bool__ __int__ __float__ __index__ __complex__ __contains__ item tolist numpy".split()
 )
 """Names of functions that give Python the values of a tensor, on which anything may depend."""
+
+_OF_NUMBERS = frozenset("tensor as_tensor scalar_tensor full new_tensor new_full".split())
+"""Names of functions that make a tensor of numbers."""
 
 Call = tuple[str, Line, tuple[int, ...], int]
 """A call: the name of the torch function, the line, the identities of the parameters that it was given, and
@@ -72,6 +75,7 @@ class ExecutionPath(TorchFunctionMode):
         self.calls_with_switches: set[Any] = set()
         self.work = 0
         self.compared: dict[tuple[Line, int], list[Compared]] = {}
+        self._codes = set[CodeType]()
         self.questions: set[str] = set()
         self.answers: set[bool] = set()
         self.reads_values = False
@@ -85,6 +89,7 @@ class ExecutionPath(TorchFunctionMode):
             _require_equal_lengths(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         frame = sys._getframe(1)
+        self._codes.add(frame.f_code)
         if name in ("__get__", "size", "numel"):
             if isinstance(result, torch.Tensor):
                 self._flows.through(name, args, [result], frame)
@@ -106,6 +111,10 @@ class ExecutionPath(TorchFunctionMode):
         arguments = leaves((args, kwargs))
         results = [v for v in leaves(result) if isinstance(v, torch.Tensor)]
         sources = self._flows.through(name, arguments, results, frame)
+        if name in _OF_NUMBERS:  # the tensor may be compared
+            for value in arguments:
+                if isinstance(value, Watched):
+                    note_constants(frame, plain(value), self)
         shapes = [v.shape for v in results]
         with_axes = any(shapes) or any(isinstance(v, torch.Tensor) and v.ndim for v in arguments)
         if name in _CONVERSIONS or not with_axes:
@@ -132,8 +141,7 @@ class ExecutionPath(TorchFunctionMode):
     def _note_length(self, length: int, frame: FrameType) -> None:
         """Record a result of `len`. It cannot be watched, so it counts as compared with every constant."""
         self._lengths.add(length)
-        for number in constants(frame.f_code.co_consts):
-            self.note((line_of_user(frame), -number), length, number + (length <= number), length > number)
+        note_constants(frame, length, self)
 
     def note(
         self, place: tuple[Line, int], size: float, flips_at: float, outcome: int, *, period: int = 0
@@ -149,7 +157,7 @@ class ExecutionPath(TorchFunctionMode):
     @cached_property
     def calls_with_numbers(self) -> NumberedCalls:
         """The calls in order, with all numbers, but without the shapes of what they returned."""
-        return tuple((call, tuple(int(n) for n in ns if isinstance(n, int))) for call, ns in self.calls)
+        return tuple((call, tuple(plain(n) for n in ns if isinstance(n, int))) for call, ns in self.calls)
 
     @cached_property
     def distinct_calls(self) -> frozenset[Call]:
@@ -160,6 +168,13 @@ class ExecutionPath(TorchFunctionMode):
     def calls_without_sources(self) -> frozenset[Any]:
         """The calls without numbers, shapes and sources, each once."""
         return frozenset(call[:3] for call in self.distinct_calls)
+
+    @cached_property
+    def constants(self) -> frozenset[int]:
+        """The whole numbers above 1 in the user's code that ran. It may compare sizes with them unwatched."""
+        own = (code for code in self._codes if not code.co_filename.startswith(LIBRARY))
+        noted = (-number for _, number in self.compared if number < -1)
+        return frozenset(n for code in own for n in constants(code.co_consts)) | frozenset(noted)
 
     @cached_property
     def lengths(self) -> frozenset[int]:

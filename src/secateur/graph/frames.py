@@ -8,7 +8,8 @@ from types import CodeType, FrameType
 
 import torch
 
-_LIBRARY = str(Path(torch.__file__).parent)
+LIBRARY = str(Path(torch.__file__).parent)
+"""The folder of PyTorch."""
 
 Line = tuple[str, int]
 """A line of code: the file and the number."""
@@ -16,7 +17,7 @@ Line = tuple[str, int]
 
 def in_pytorch(frame: FrameType) -> bool:
     """Whether a frame runs code of PyTorch itself."""
-    return frame.f_code.co_filename.startswith(_LIBRARY)
+    return frame.f_code.co_filename.startswith(LIBRARY)
 
 
 def line_of_user(frame: FrameType | None) -> Line:

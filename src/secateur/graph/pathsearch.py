@@ -11,7 +11,11 @@ from secateur.graph.frames import Line
 from secateur.graph.inputs import OpenAxis
 
 FARTHEST = 16
-"""An axis is tried at no more than this many times its traced size."""
+"""An axis is tried at up to this many times its traced size, and beyond where that costs little."""
+STEPS = 4
+"""How often a size is corrected at which a comparison did not change, though it should have."""
+CALLS = 50_000
+"""The most calls of a pass at such a size, if all of them are in a loop over the axis."""
 TRIES = 8
 """The most sizes that comparisons suggest and that are tried for each axis."""
 FRACTIONS = (1, 2, 3, 6, 8, 16)
@@ -20,6 +24,10 @@ SMALL = (1, 2, 3, 4, 6)
 """Small sizes that are always tried for each axis."""
 CHOICES = 2
 """A call to which the code gives so many different numbers, at all sizes, may choose between them."""
+CONSTANTS = 10
+"""The most constants of the code that are tried as sizes of each axis, if cheap."""
+LOGARITHM = 12
+"""Constants up to this one may be the logarithm of a size."""
 WORK = 4_000_000
 """The most numbers that the passes at these sizes compute for one axis, estimated from the traced pass."""
 
@@ -41,8 +49,8 @@ def search_other_paths(
 
     Comparisons of sizes show what to try: each axis is set to a size at which a comparison may have another
     outcome. Comparisons that only run there are followed as well. Not all can be watched, because ``int(n)``
-    is a plain Python number. So some smaller and larger sizes are always tried. The search misses what
-    neither shows, such as a table that ends at some other size.
+    is a plain Python number. So some smaller and larger sizes are always tried, and those that are constants
+    of the code. The search misses what none of these shows, such as a table that ends at some other size.
 
     Args:
         axes: The axes that may vary.
@@ -111,7 +119,11 @@ def _swept(axes: Sequence[OpenAxis], path: ExecutionPath) -> list[tuple[int, int
     for k, axis in enumerate(axes):
         left = WORK
         square = (math.isqrt(axis.size) + 1) ** 2
-        for size in dict.fromkeys((*SMALL, *(axis.size * quarters // 4 for quarters in FRACTIONS), square)):
+        few = sorted(path.constants)[:CONSTANTS]
+        written = [size for n in few for size in (n, n + 1, n * n, (n + 1) ** 2)]  # code may take the root
+        written += [2**n + 1 for n in sorted(path.constants) if n <= LOGARITHM]
+        usual = *SMALL, *(axis.size * quarters // 4 for quarters in FRACTIONS), square
+        for size in dict.fromkeys((*usual, *written)):
             left -= path.work * size // axis.size
             if size not in (0, axis.size) and left >= 0 and not axis.batch:
                 found.append((k, size))
@@ -235,13 +247,59 @@ class PathSearch:
 
     def follow_comparisons(self, *, except_at: frozenset[tuple[Line, int]] = frozenset()) -> None:
         """Try sizes at which comparisons may have another outcome, but not for those at `except_at`."""
+        farthest = [self._farthest(k) for k in range(len(self.axes))]
         while self._pending:
             sizes, path = self._pending.pop(0)
-            for k, size in _sizes_to_try(self.axes, self.start, sizes, path, self.paths, except_at):
-                there = _at(sizes, k, size)
-                if there not in self.paths and there != self.start and self._tries[k] < TRIES:
-                    self._tries[k] += 1
-                    self.try_sizes(there)
+            wanted = _sizes_to_try(self.axes, self.start, sizes, path, self.paths, except_at, farthest)
+            for k, size in wanted:
+                self._try_along(k, sizes, size)
+                for _ in range(STEPS):
+                    nearer = self._nearer(k, sizes, path, _at(sizes, k, size), except_at)
+                    if nearer is None or not 1 <= nearer <= farthest[k]:
+                        break
+                    size = nearer
+                    self._try_along(k, sizes, size)
+
+    def _try_along(self, k: int, sizes: Sizes, size: int) -> None:
+        there = _at(sizes, k, size)
+        if there not in self.paths and there != self.start and self._tries[k] < TRIES:
+            self._tries[k] += 1
+            self.try_sizes(there)
+
+    def _nearer(
+        self, k: int, sizes: Sizes, path: ExecutionPath, there: Sizes, except_at: frozenset[tuple[Line, int]]
+    ) -> int | None:
+        """Return a size at which a comparison may change that nothing has changed yet: by a straight line."""
+        after = self.paths.get(there)
+        after_there = {} if after is None else after.compared
+        ran = [one for one in self.paths.values() if one is not None]
+        for place, comparisons in path.compared.items():
+            then = after_there.get(place, [])
+            if place in except_at or place[1] < 0 or len(comparisons) != 1 or len(then) != 1:
+                continue
+            (number, flips_at, _, outcome), (now, *_) = comparisons[0], then[0]
+            if any(one.compared.get(place, [(0, 0, 0, outcome)])[-1][-1] != outcome for one in ran):
+                continue
+            if now != number:
+                slope: float = (there[k] - sizes[k]) / (now - number)
+                return math.ceil(sizes[k] + (flips_at - number) * slope)
+            if number == 0:  # rounded down
+                return 2 * there[k]
+        return None
+
+    def _farthest(self, k: int) -> float:
+        """Return the largest size at which an axis is tried: as far as the pass costs little.
+
+        The work is taken to grow as it does between the first size and the other one.
+        """
+        axis, first = self.axes[k], self.start[k]
+        other = self.paths.get(_at(self.start, k, axis.other))
+        reach = 0.0
+        if other is not None and axis.other != first and other.work and self._at_start.work:
+            growth = math.log(other.work / self._at_start.work) / math.log(axis.other / first)
+            further = (WORK / self._at_start.work) ** (1 / max(growth, 1))
+            reach = first * min(further, CALLS / max(len(other.calls), len(self._at_start.calls), 1))
+        return max(FARTHEST * axis.size, reach)
 
 
 def _at(sizes: Sizes, axis: int, size: int) -> Sizes:
@@ -255,6 +313,7 @@ def _sizes_to_try(
     path: ExecutionPath,
     paths: Mapping[Sizes, ExecutionPath | None],
     except_at: frozenset[tuple[Line, int]],
+    farthest: Sequence[float],
 ) -> list[tuple[int, int]]:
     """Return axes with a size at which a comparison may have another outcome; nearest sizes first."""
     found: set[tuple[int, int]] = set()
@@ -266,15 +325,16 @@ def _sizes_to_try(
                 continue
             if len({outcome for *_, outcome in comparisons}) > 1:  # the last one ends a loop, or a tuple's
                 comparisons = comparisons[-1:]
-            if sizes == start and other is not None and other.compared.get(place) == comparisons:
+            same = sizes == start and other is not None and other.compared.get(place) == comparisons
+            if same and any(number for number, *_ in comparisons):  # what is 0 may be rounded down
                 continue  # the comparison does not depend on this axis
             for number, flips_at, period, _ in comparisons:
                 wanted = [sizes[k] + flips_at - number, sizes[k] + flips_at - number + period]
                 if number > 0:  # it may be a part of the size, or its root
-                    powers = (1, 2) if number % 1 else (1,)
+                    powers = (1, 2) if number % 1 else (1, 0.5)  # or a product of sizes
                     wanted += [sizes[k] * (flips_at / number) ** power for power in powers]
                 else:
                     wanted += [2 * sizes[k]]
                 rounded = {math.ceil(n) for n in wanted}
-                found |= {(k, n) for n in rounded if 1 <= n <= FARTHEST * axis.size and n != sizes[k]}
+                found |= {(k, n) for n in rounded if 1 <= n <= farthest[k] and n != sizes[k]}
     return sorted(found, key=lambda f: (abs(f[1] - sizes[f[0]]), f))

@@ -6,6 +6,7 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 from secateur.graph.frames import in_pytorch, line_of_user
@@ -24,7 +25,8 @@ class Watched:
     """A number that follows from sizes. Comparisons in the user's code are noted by its recorder.
 
     The recorder is the `ExecutionPath` of the running pass, or another object with its method `note`. Numbers
-    computed from this one are watched too, except those of ``int(number)``, which Python makes itself.
+    computed from this one are watched too. Where code makes a plain number or a text of it (``int(number)``),
+    that counts as compared with all constants of this code.
     """
 
     recorder: ExecutionPath
@@ -33,6 +35,38 @@ class Watched:
 
     def __neg__(self) -> Any:
         return watched(-plain(self), self.recorder)
+
+    def __pos__(self) -> Any:
+        return watched(plain(self), self.recorder)
+
+    def __abs__(self) -> Any:
+        return watched(abs(plain(self)), self.recorder)
+
+    def __round__(self, digits: Any = None) -> Any:
+        return watched(round(plain(self), digits), self.recorder)
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __int__(self) -> int:
+        self._leave()
+        return int(plain(self))
+
+    def __float__(self) -> float:
+        self._leave()
+        return float(plain(self))
+
+    def __str__(self) -> str:
+        self._leave()
+        return str(plain(self))
+
+    def __format__(self, form: str) -> str:
+        self._leave()
+        return format(plain(self), form)
+
+    def _leave(self) -> None:
+        """Note that the code takes this as a plain number, which may be compared with its constants."""
+        note_constants(sys._getframe(2), plain(self), self.recorder)
 
     def note(self, name: str, other: Any, *, outcome: bool) -> None:
         """Record the outcome of a comparison with another number, if it is in the user's code."""
@@ -46,7 +80,7 @@ class Size(Watched, int):
     """A size of a tensor, or a whole number computed from sizes."""
 
     def __bool__(self) -> bool:
-        outcome = int(self) != 0
+        outcome = bool(plain(self) != 0)
         self.note("ne", 0, outcome=outcome)
         return outcome
 
@@ -54,8 +88,8 @@ class Size(Watched, int):
         frame = sys._getframe(1)  # a look-up in a set or a table; its keys may be constants of the code
         if not in_pytorch(frame):
             for number in constants(frame.f_code.co_consts):
-                same = int(self) == number
-                self.recorder.note((line_of_user(frame), -number), int(self), number + same, same)
+                same = plain(self) == number
+                self.recorder.note((line_of_user(frame), -number), plain(self), number + same, same)
         return int.__hash__(self)
 
 
@@ -65,13 +99,10 @@ class Ratio(Watched, float):
     __hash__ = float.__hash__
 
     def __floor__(self) -> Any:
-        return watched(math.floor(float(self)), self.recorder)
+        return watched(math.floor(plain(self)), self.recorder)
 
     def __ceil__(self) -> Any:
-        return watched(math.ceil(float(self)), self.recorder)
-
-    def __round__(self, digits: Any = None) -> Any:
-        return watched(round(float(self), digits), self.recorder)
+        return watched(math.ceil(plain(self)), self.recorder)
 
 
 def watched(value: Any, recorder: ExecutionPath, period: int = 0) -> Any:
@@ -86,7 +117,14 @@ def watched(value: Any, recorder: ExecutionPath, period: int = 0) -> Any:
 
 def plain(value: Any) -> Any:
     """Return the same number without the recorder."""
-    return int(value) if isinstance(value, int) else float(value)
+    return int.__int__(value) if isinstance(value, int) else float.__float__(value)
+
+
+def note_constants(frame: FrameType, value: float, recorder: ExecutionPath) -> None:
+    """Note a number as compared with each constant of the user's code that runs in a frame."""
+    if not in_pytorch(frame):
+        for number in constants(frame.f_code.co_consts):
+            recorder.note((line_of_user(frame), -number), value, number + (value <= number), value > number)
 
 
 def _comparison(name: str, base: type) -> Callable[[Any, Any], Any]:
@@ -105,16 +143,19 @@ def _comparison(name: str, base: type) -> Callable[[Any, Any], Any]:
 
 def _computed(name: str, base: type, *, reflected: bool) -> Callable[..., Any]:
     """Make an arithmetic operator whose result is watched too."""
-    compute, usual = getattr(operator, name), getattr(base, f"__{'r' * reflected}{name}__")
+    compute, usual = getattr(operator, name), getattr(base, f"__{'r' * reflected}{name.removesuffix('_')}__")
 
     def computed(self: Any, other: Any, *rest: Any) -> Any:
         if rest or not isinstance(other, int | float):
+            self._leave()  # for example, for the length of a list
             return usual(self, other, *rest)
         one, two = plain(self), plain(other)
         value = compute(two, one) if reflected else compute(one, two)
         second = getattr(other, "recorder", self.recorder)
         recorder = second if getattr(second, "prevails", False) else self.recorder
         period = two if name == "mod" and not reflected and type(value) is int else 0
+        if name == "and_" and two & (two + 1) == 0:  # the remainder by a power of two
+            period = two + 1
         if 1 < period <= TABLE:
             frame = sys._getframe(1)
             self.recorder.note((line_of_user(frame), frame.f_lasti), value, value + 1, value)
@@ -130,9 +171,14 @@ for _kind, _base in cast("list[tuple[type, type]]", [(Size, int), (Ratio, float)
         for _reflected in (False, True):
             _method = f"__{'r' * _reflected}{_name}__"
             setattr(_kind, _method, _computed(_name, _base, reflected=_reflected))
+for _name in ("and_", "or_", "xor", "lshift", "rshift"):
+    _method = f"__{_name.removesuffix('_')}__"
+    setattr(Size, _method, _computed(_name, int, reflected=False))
+    setattr(Size, _method.replace("__", "__r", 1), _computed(_name, int, reflected=True))
 
 
 def constants(values: Iterable[Any]) -> list[int]:
-    """Return the integers above 1 among the constants of code, also in sets and tuples."""
+    """Return the whole numbers above 1 among the constants of code, also in sets and tuples."""
     inner = (constants(v) for v in values if isinstance(v, tuple | frozenset))
-    return [v for v in values if type(v) is int and v > 1] + [v for vs in inner for v in vs]
+    own = [math.floor(v) for v in values if type(v) in (int, float) and 1 < v < math.inf]
+    return own + [v for vs in inner for v in vs]

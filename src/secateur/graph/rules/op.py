@@ -271,10 +271,12 @@ class Op:
             self.store.mix(labels, self.because(COMPUTED))
         if origins is not None or self.is_weight(weight):
             self.role(labels, CONSUME)
-        for parameter in origins or ():
+        origins = origins or []
+        for parameter in origins:
             axes = axes_with_all(parameter)
-            # A square parameter can have the same units along both axes. The one with these labels reads.
-            own = [a for a in axes if np.isin(a[a > 0], labels).any()]
+            # A square parameter can have the same units along both axes. The one with these labels reads, and
+            # both read where the weight is a sum of several parts of the parameter, as in ``w - w.T``.
+            own = [a for a in axes if np.isin(a[a > 0], labels).any() and origins.count(parameter) == 1]
             for axis in own or axes:
                 self.role(axis[np.isin(self.store.find(axis), roots)], CONSUME)
 

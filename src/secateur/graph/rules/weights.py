@@ -93,7 +93,8 @@ class Weights:
             holds: Says whether a parameter has all of these units along one of its axes.
 
         Returns:
-            The parameters; None if zeros in no parameter are sure to do that.
+            The parameters, one twice if it is in several summands; None if zeros in no parameter are sure to
+            do that.
         """
         found: dict[fx.Node, list[fx.Node] | None] = {}
         pending = [weight]  # a stack in place of recursion, since programs can be deep
@@ -115,8 +116,9 @@ class Weights:
             elif which is any:  # one factor that is zero is enough
                 found[node] = next((f for f in known if f is not None), None)
             else:  # all summands have to be zero
-                every = dict.fromkeys(p for f in known if f is not None for p in f)
-                found[node] = None if None in known else list(every)
+                every = [p for f in known if f is not None for p in f]
+                few = [p for k, p in enumerate(every) if every[:k].count(p) < 2]
+                found[node] = None if None in known else few
         return found[weight]
 
 

@@ -178,6 +178,12 @@ class Applier:
             return attach(masked(model, plan), Record(plan, "masked"))
         if form == "graph":
             return attach(_program(traced, plan), Record(plan, "graph", fast_path_note(model)))
+        if traced.shared:
+            raise ApplyError(
+                f"apply: expected a copy of {type(model).__name__} to use its own layers, but it reads "
+                f"{traced.shared[0]} of the model itself: something else refers to that layer, such as a "
+                f"global or an object in a function's closure. Let forward() take it from self."
+            )
         try:
             return proven_module(traced, plan, args, kwargs)
         except ApplyError as error:

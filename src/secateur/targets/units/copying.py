@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-import operator
 import sys
 import types
 import warnings
@@ -19,6 +17,7 @@ from secateur.common.foreign import details, error_text
 from secateur.common.mapped import copied, is_mapped
 from secateur.common.preserving import ATOMS
 from secateur.errors import ApplyError
+from secateur.targets.units.rebinding import rebind
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,7 +30,7 @@ def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
 
     A module may keep tensors that a forward pass computed, such as its last feature map. They are copied
     without their history. Objects that Python cannot copy, such as locks and open files, are shared.
-    Functions and hooks that use a part of the model (``lambda x: self.layer(x)``) use that of the copy.
+    Functions, hooks and weak references that use a part of the model use that of the copy: see `rebind`.
 
     Args:
         model: The model.
@@ -46,8 +45,7 @@ def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
         with warnings.catch_warnings(), torch.inference_mode(False):  # its tensors could not be trained
             warnings.simplefilter("ignore")  # copying makes objects of deprecated classes of PyTorch
             made = copy.deepcopy(model, memo)
-            for module in made.modules():
-                _rebind(vars(module), memo)
+            rebind(made, memo)
             return made
     except Exception as error:
         raise ApplyError(
@@ -55,32 +53,6 @@ def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
             "Remove the attribute that copy.deepcopy refuses.",
             details(error),
         ) from error
-
-
-def _rebind(attributes: Any, memo: dict[int, object]) -> None:
-    """Let functions, among attributes or hooks, use the copies of parts of the model in their closures."""
-    for key, value in list(attributes.items()):
-        if isinstance(value, types.FunctionType):
-            attributes[key] = _rebound(value, memo)
-        elif type(value) is OrderedDict and value and not isinstance(value, nn.Module):
-            _rebind(value, memo)
-
-
-def _rebound(function: types.FunctionType, memo: dict[int, object]) -> types.FunctionType:
-    cells = list(function.__closure__ or ())
-    for number, cell in enumerate(cells):
-        with contextlib.suppress(ValueError):  # a variable that has no value yet
-            value = cell.cell_contents
-            if memo.get(id(value), value) is not value:
-                cells[number] = types.CellType(memo[id(value)])
-    if all(map(operator.is_, cells, function.__closure__ or ())):
-        return function
-    made = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
-    )
-    made.__kwdefaults__ = function.__kwdefaults__
-    vars(made).update(vars(function))
-    return made
 
 
 def _note(model: nn.Module, memo: dict[int, object]) -> None:

@@ -268,6 +268,40 @@ def test_modules_that_no_code_names_may_be_added() -> None:
         small(INPUTS)
 
 
+@pytest.mark.parametrize("over", ["children", "named_children", "_modules"])
+def test_a_layer_that_is_added_where_code_runs_over_all_layers(over: str) -> None:
+    class Over(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.act, self.out = nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            layers = {
+                "children": lambda: self.children(),
+                "named_children": lambda: (layer for _, layer in self.named_children()),
+                "_modules": lambda: self._modules.values(),
+            }
+            for layer in layers[over]():
+                x = layer(x)
+            return x
+
+    torch.manual_seed(0)
+    small, masked = pruned(Over().double().eval())
+    for model in (small, masked):
+        model.add_module("last", nn.Softmax(-1))  # behind the layer that reads the units
+    torch.testing.assert_close(small(INPUTS), masked(INPUTS))
+    small, masked = pruned(Over().double().eval())
+    for added, is_right in ((nn.Tanh(), True), (nn.Softmax(-1), False)):
+        for model in (small, masked):
+            out = model._modules.pop("out")
+            model._modules |= {"between": added, "out": out}
+        if is_right:
+            torch.testing.assert_close(small(INPUTS), masked(INPUTS))
+        else:
+            with pytest.raises(sc.InputError, match=r"expected model\.between to be"):
+                small(INPUTS)
+
+
 def test_a_setting_of_one_of_pytorchs_modules() -> None:
     class Softened(nn.Module):
         def __init__(self) -> None:

@@ -283,7 +283,7 @@ CONDITIONS: dict[str, Callable[[Any, Tensor, bool], bool]] = {
     "two flags, and a size that is compared with both alone": (
         lambda m, x, crowd: m.pooled and m.shifted and len(x) > 7
     ),
-    "another size if it is set": lambda m, x, crowd: len(x) > (7 if m.pooled else 99),
+    "another size if it is set": lambda m, x, crowd: len(x) > (7 if m.pooled else 9**9),
 }
 
 

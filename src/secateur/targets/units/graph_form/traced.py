@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,12 +12,15 @@ from torch.export import ExportedProgram
 
 from secateur.graph.graph import Graph
 from secateur.graph.kept import Kept, Labelled, Removed
+from secateur.targets.units.compare import run
+from secateur.targets.units.copying import duplicate
 from secateur.targets.units.graph_form.accepts import Accepts
 from secateur.targets.units.graph_form.narrowing import reach, refusal
 from secateur.targets.units.graph_form.opened import open_program
 from secateur.targets.units.graph_form.variants import Facts, find_facts
 from secateur.targets.units.later_calls.flagged import FlagValues, flag_values
 from secateur.targets.units.module_form.reading import Builds
+from secateur.targets.units.rebinding import ReadsOf
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,15 @@ class Traced:
     def flag_values(self) -> list[FlagValues]:
         """The values that the code names for its flags, and what the dense model does with each."""
         return flag_values(self.model, self.graph)
+
+    @cached_property
+    def shared(self) -> tuple[str, ...]:
+        """The tensors of the model that its copies read too, since something outside refers to them."""
+        args, kwargs = self.graph.captured_inputs()
+        copy = duplicate(self.model)
+        with ReadsOf(self.model) as reads, suppress(Exception):  # what fails here is reported later
+            run(copy, args, kwargs)
+        return tuple(reads.names)
 
     @cached_property
     def captured(self) -> Captured:

@@ -10,7 +10,7 @@ refused.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import get_ident
 from typing import Any, NoReturn
@@ -88,6 +88,12 @@ class CallCheck:
         found = memo[id(self)] = type(self).__new__(type(self))
         vars(found).update(copy.deepcopy(self._copied(), memo))
         return found
+
+    def replace_values(self, own: Callable[[Any], Any]) -> None:
+        """Take as old values what `own` returns for them, where the model gets new functions."""
+        for entry in self._entries:
+            for name, value in [] if entry.is_shared else [*entry.values.items()]:
+                entry.accept(name, own(value))
 
     def _copied(self) -> dict[str, Any]:
         return vars(self) | {"_accepted": [], "_layers": [], "_checking": None}

@@ -26,6 +26,8 @@ DEEP, LONG = 3, 256
 _OWN = frozenset((*vars(nn.Module()), "training", "use_cache", "_experts_implementation"))
 """Attributes that PyTorch or secateur sets."""
 _CONTAINERS = nn.Sequential | nn.ModuleList | nn.ModuleDict
+_ITERATING = frozenset(("children", "named_children", "_modules"))
+"""Names by which code runs over the submodules of a module, also over those that are added later."""
 _HARMLESS = frozenset(("p", "inplace", "training"))
 
 
@@ -36,7 +38,7 @@ class WatchedValues:
     Attributes:
         title: The name of the owner, from the model on.
         kind: ``attribute``, ``slot``, ``class``, ``global``, ``dict``, ``list``, ``set``; or ``children`` of
-            a module, to which others may be added, since no code names them.
+            a module, to which others may be added, since no code names them or runs over them.
         owner: The owner; of globals the name of the module of Python.
         values: The old values by name, key or position. `NOTHING` where there was none.
         is_shared: Whether models have the owner in common, so that copies of a model have it too.
@@ -255,10 +257,11 @@ class _Finder:
         self._seen: set[int] = set()
         self._of_kind: dict[type, tuple[set[str], frozenset[str]]] = {}
         self._reach = reach = Reachable(model)
+        iterates = not _ITERATING.isdisjoint(reach.names)
         for path, module in model.named_modules():
             title = ".".join(filter(None, ("model", path)))
             if module._modules:
-                kind = "dict" if isinstance(module, _CONTAINERS) else "children"
+                kind = "dict" if iterates or isinstance(module, _CONTAINERS) else "children"
                 self.found.append(
                     WatchedValues(f"{title}._modules", kind, module._modules, dict(module._modules))
                 )
