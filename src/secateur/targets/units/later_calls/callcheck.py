@@ -28,7 +28,7 @@ from secateur.graph.inputs import InputSpec
 from secateur.plan import Plan
 from secateur.targets.units.compare import relative_difference, rounding_of
 from secateur.targets.units.later_calls.operators import Cut, Operators
-from secateur.targets.units.later_calls.switched import KnownArguments, Switches, named
+from secateur.targets.units.later_calls.switched import KnownArguments, Switches, are_axes, named
 from secateur.targets.units.later_calls.watchedvalues import Change, WatchedValues, watched_values
 from secateur.targets.units.later_calls.whole_calls import (
     ForcedOutcomes,
@@ -197,7 +197,7 @@ class CallCheck:
         usual = self._arguments.with_known_values(module, given, switches)
         before, after, wrong = None, None, None
         try:
-            before = _run_once(module, usual, [], None, self.cut)
+            before = _run_once(module, usual, [], None, self.cut, shapes=False)
         except Exception as error:
             rest = {name: value for name, value in switches.items() if value is not None}
             if len(rest) < len(switches):  # a drawn tensor may not fit, as pictures have to fit the ids
@@ -206,27 +206,33 @@ class CallCheck:
                 return lasts
             what = f"could not be compared with one as then ({said(error)})"
         try:
-            after = _run_once(module, given, [], None, self.cut)
+            after = _run_once(module, given, [], None, self.cut, shapes=False)
         except Exception as error:
             wrong, what = error, f"raises {said(error)}"
             if before is None:  # the module does not take these arguments, and its own error says so
                 return False
         if before is not None and after is not None and not before[0].runs_as(after[0]):
             with suppress(Exception), exporting(True, set()):  # as the trace ran the code
-                exported = _run_once(module, usual, [], None, self.cut)
+                exported = _run_once(module, usual, [], None, self.cut, shapes=False)
                 before = exported if exported[0].runs_as(after[0]) else before
         # What one call gives, as with a mask of ones, says nothing of what the next one gives.
-        if before is None or after is None or not before[0].runs_as(after[0]):
+        if (
+            before is None
+            or after is None
+            or not (before[0].runs_as(after[0]) or (are_axes(switches) and after[0].contracts))
+        ):
             if before is not None and after is not None:
                 what = "runs other operators, which may need units that were removed"
-            got = ", ".join(f"{name}={value!r:.40}" for name, value in switches.items())
+            titles = (f"argument {name}" if name.isdigit() else name for name in switches)
+            pairs = zip(titles, switches.values(), strict=True)
+            got = ", ".join(f"{title}={value!r:.40}" for title, value in [*pairs][:FEW])
             raise InputError(
                 f"{type(module).__name__}: expected arguments as when the model was traced, got {got}: "
                 f"with that, the forward pass {what}. Give sc.trace such a call too (more_inputs=), and "
                 f"prune again."
             ) from wrong
         lasts = is_right_for_other_values(
-            lambda forced: _run_once(module, given, [], None, self.cut, forced=forced)[0],
+            lambda forced: _run_once(module, given, [], None, self.cut, forced=forced, shapes=False)[0],
             before[0],
             after[0],
             FEW,
@@ -341,6 +347,7 @@ def _run_once(
     cut: Cut | None,
     *by_module: Any,
     forced: ForcedOutcomes | None = None,
+    shapes: bool = True,
 ) -> tuple[Operators, list[Tensor]]:
     """Run a module once on copies of arguments. The module is as it was afterwards.
 
@@ -352,13 +359,14 @@ def _run_once(
         cut: See `Operators`.
         by_module: The modules by which to compare, and the pass to compare with; see `Operators`.
         forced: Outcomes for conditions on values of tensors.
+        shapes: See `Operators`.
 
     Returns:
         The operators that ran, and the outputs.
     """
     args, kwargs = pytree.tree_map(_copied, given)
     with _values_set(module, changes, values):
-        operators = Operators(module, named(module, (args, kwargs)), cut, *by_module)
+        operators = Operators(module, named(module, (args, kwargs)), cut, *by_module, shapes=shapes)
         for change in changes if values is None else ():
             if isinstance(change.new, nn.Module):
                 operators.watch(change.new)
