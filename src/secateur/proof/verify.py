@@ -22,6 +22,8 @@ from secateur.graph.answering import Answering
 from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
 from secateur.graph.inputs import InputSpec, batch_size, call_arguments
+from secateur.graph.passes import leaves_something
+from secateur.graph.views import CALLS
 from secateur.plan import Plan
 from secateur.proof.diagnosis import Pair
 from secateur.proof.exercised import Exercise, gradients
@@ -227,6 +229,8 @@ def _compared(
         _require_backward(pair, sets, draws)
     answers = [answer for answer in (True, False) if exact and asked.given - {answer}]
     ways = [*(Way(method=name) for name in plan.inputs.methods), *(Way(answer=answer) for answer in answers)]
+    if exact and leaves_something(model, sets[0][1:]):
+        ways.append(Way(calls=CALLS))
     training = _in_other_ways(comparisons, pair, exercise, plan, [sets[i] for i in order], ways, exact=exact)
     if other_sizes and not is_program(small):
         _train_otherwise(comparisons, pair, exercise, plan, example_inputs)
