@@ -173,3 +173,38 @@ def test_labels_in_place_of_ids_from_which_the_model_makes_them() -> None:
         small, masked = pruned(Decoder().double().eval(), {"ids": IDS})
     labels = torch.cat([IDS, IDS], 1)
     torch.testing.assert_close(small(labels=labels), masked(labels=labels))
+
+
+class Asking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 9), nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, length, 6] to [batch, length, 4]."""
+        hidden = torch.relu(self.body(x))
+        return self.head(hidden if x.is_contiguous() else hidden.flip(-1))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x[:, ::2], lambda x: x[:1].expand(2, -1, -1), lambda x: x.transpose(0, 1)]
+)
+def test_a_tensor_with_steps_or_repeats_in_memory_is_refused(change: Callable[[Tensor], Tensor]) -> None:
+    """A copy of it would be contiguous."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        small, masked = pruned(Asking().double().eval(), as_double(X))
+    torch.testing.assert_close(small(as_double(X)), masked(as_double(X)))
+    with pytest.raises(sc.InputError, match="is_contiguous"):
+        small(change(as_double(X)))
+
+
+def test_inside_vmap_an_axis_less_is_looked_into() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        mixes, _ = pruned(Net(centred).double().eval(), as_double(X))
+        small, masked = pruned(Net(seen).double().eval(), as_double(X))
+    x = as_double(X)
+    torch.testing.assert_close(torch.vmap(small)(x), torch.vmap(masked)(x))
+    with pytest.raises(sc.InputError, match="ndim"):
+        torch.vmap(mixes)(x)

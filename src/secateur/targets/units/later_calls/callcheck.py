@@ -22,7 +22,8 @@ from torch.utils import _pytree as pytree
 from secateur.calibration.randomness import seeded
 from secateur.common.foreign import said
 from secateur.common.outputs import tensors_of
-from secateur.common.preserving import ATOMS, State, is_alike
+from secateur.common.preserving import ATOMS, State, WritesUndone, is_alike
+from secateur.compat.functions import is_transformed
 from secateur.errors import InputError
 from secateur.graph.inputs import InputSpec
 from secateur.plan import Plan
@@ -384,7 +385,8 @@ def _values_set(module: nn.Module, changes: Sequence[Change], values: Sequence[A
     try:
         for change, value in zip(changes, values or (), strict=False):
             change.put(value)
-        yield
+        with WritesUndone(module):
+            yield
     finally:
         for change in changes if values is not None else ():
             change.put(change.new)
@@ -392,9 +394,16 @@ def _values_set(module: nn.Module, changes: Sequence[Change], values: Sequence[A
 
 
 def _copied(leaf: Any) -> Any:
+    """Copy an argument; a tensor with its strides, since code may ask whether it is contiguous."""
     if not isinstance(leaf, Tensor):
         return copy.deepcopy(leaf)
-    return leaf.detach().clone().requires_grad_(leaf.requires_grad)
+    if is_transformed(leaf):  # `vmap` runs other operators on it, with an axis more
+        return torch.ones(leaf.shape, dtype=leaf.dtype, device=leaf.device)
+    found = leaf.detach().clone()
+    if found.layout is torch.strided and found.stride() != leaf.stride():  # steps or repeats in memory
+        span = 1 + sum((n - 1) * step for n, step in zip(leaf.shape, leaf.stride(), strict=True))
+        found = leaf.detach().as_strided((span,), (1,)).clone().as_strided(leaf.shape, leaf.stride())
+    return found.requires_grad_(leaf.requires_grad)
 
 
 def _kind(leaf: Any) -> Any:
