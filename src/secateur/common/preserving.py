@@ -197,9 +197,16 @@ class WritesUndone(TorchFunctionMode):
         True
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        """Prepare a block in which `model` runs."""
+    def __init__(self, model: nn.Module, *, in_calls: bool = False) -> None:
+        """Prepare a block in which `model` runs; `in_calls`: what others write outside of its calls stays.
+
+        With `in_calls` the model gets hooks, which a `State` from before the block removes.
+        """
         super().__init__()
+        self._calls = 0 if in_calls else 1
+        if in_calls:
+            model.register_forward_pre_hook(lambda *_: self._count(1), prepend=True)
+            model.register_forward_hook(lambda *_: self._count(-1), always_call=True)
         self._own: dict[int, list[Tensor]] = {}  # by their places in memory
         for parameter in model.parameters():
             if _has_memory(parameter):
@@ -209,11 +216,16 @@ class WritesUndone(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function, after a copy of the parameters into which it may write."""
         kwargs, name = kwargs or {}, getattr(func, "__name__", "").partition(".")[0]  # ``copy_.default``
+        if not self._calls:
+            return func(*args, **kwargs)
         if name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__")):
             self._keep(args[:1])
         if "out" in kwargs:
             self._keep(kwargs["out"])
         return func(*args, **kwargs)
+
+    def _count(self, change: int) -> None:
+        self._calls += change
 
     def _keep(self, written: Any) -> None:
         for tensor in pytree.tree_leaves(written):
