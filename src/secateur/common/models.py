@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from secateur.common.preserving import State
+from secateur.common.preserving import State, WritesUndone
 from secateur.errors import SettingError
 from secateur.measure.kernels import without_fast_path
 
@@ -67,6 +67,10 @@ def evaluating(
             state = State(model, parameters=training)
         undo.callback(state.restore)
         undo.enter_context(evaluation_mode(model, training=training, fast_path=fast_path))
+        if not (
+            training or fast_path or isinstance(model, torch.jit.ScriptModule)
+        ):  # modes end the fast path
+            undo.enter_context(WritesUndone(model, in_calls=True))
         if not isinstance(model, torch.jit.ScriptModule):  # which takes no hooks; `state` removes this one
             model.register_forward_pre_hook(_copied, prepend=True, with_kwargs=True)
         yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import sys
 import types
 from collections import OrderedDict, UserDict, deque
@@ -18,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from secateur.common.mapped import copied
 
@@ -177,6 +180,81 @@ def preserved(model: nn.Module, *, functions: bool = False, parameters: bool = F
         yield state
     finally:
         state.restore()
+
+
+class WritesUndone(TorchFunctionMode):
+    """Inside, a parameter into which code writes is copied first; at the end it gets its values back.
+
+    Such code is an ActNorm, which takes its scale from its first batch. To copy all parameters would take the
+    memory of another model.
+
+    Example:
+        >>> net = nn.Linear(1, 1)
+        >>> before = net.weight.item()
+        >>> with torch.no_grad(), WritesUndone(net):
+        ...     _ = net.weight.add_(1)
+        >>> net.weight.item() == before
+        True
+    """
+
+    def __init__(self, model: nn.Module, *, in_calls: bool = False) -> None:
+        """Prepare a block in which `model` runs; `in_calls`: what others write outside of its calls stays.
+
+        With `in_calls` the model gets hooks, which a `State` from before the block removes.
+        """
+        super().__init__()
+        self._calls = 0 if in_calls else 1
+        if in_calls:
+            model.register_forward_pre_hook(lambda *_: self._count(1), prepend=True)
+            model.register_forward_hook(lambda *_: self._count(-1), always_call=True)
+        self._own: dict[int, list[Tensor]] = {}  # by their places in memory
+        for parameter in model.parameters():
+            if _has_memory(parameter):
+                self._own.setdefault(_memory(parameter), []).append(parameter)
+        self._before: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function, after a copy of the parameters into which it may write."""
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "").partition(".")[0]  # ``copy_.default``
+        if not self._calls:
+            return func(*args, **kwargs)
+        if name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__")):
+            self._keep(args[:1])
+        if "out" in kwargs:
+            self._keep(kwargs["out"])
+        return func(*args, **kwargs)
+
+    def _count(self, change: int) -> None:
+        self._calls += change
+
+    def _keep(self, written: Any) -> None:
+        for tensor in pytree.tree_leaves(written):
+            if not isinstance(tensor, Tensor) or not _has_memory(tensor):
+                continue
+            place = _memory(tensor)
+            if place in self._own and place not in self._before:
+                own = self._own[place]
+                self._before[place] = [(p, p.detach(), copied(p.detach())) for p in own]
+
+    def __exit__(self, *error: Any) -> None:
+        """Put the values back."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for parameter, place, values in itertools.chain(*self._before.values()):
+            _same_tensor(parameter, place, parameter.requires_grad)
+            _same_values(place, values)
+        self._before.clear()
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return plain and not tensor.is_meta and tensor.numel() > 0
+
+
+def _memory(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # inside `torch.vmap`, say: such code cannot write into a parameter
+        return -1
 
 
 def _holders(values: Iterable[Any]) -> list[Any]:

@@ -22,7 +22,7 @@ from secateur.common.collecting import uncollected
 from secateur.common.foreign import details, error_text, line_of
 from secateur.common.models import copied, evaluation_mode
 from secateur.common.outputs import agree, as_trees, tensors_of
-from secateur.common.preserving import State, preserved
+from secateur.common.preserving import State, WritesUndone, preserved
 from secateur.compat.exporting import quick_export
 from secateur.errors import CaptureError
 from secateur.graph.assertions import AssertionsHold
@@ -205,7 +205,7 @@ def _agrees(
         state.restore()
         args, kwargs = copied(arguments)
         try:
-            with seeded(0), torch.no_grad():
+            with seeded(0), torch.no_grad(), WritesUndone(model):
                 outputs.append(tensors_of(run(*args, **kwargs)))
         except Exception:
             if run is model or not fails:
@@ -241,6 +241,7 @@ def _state_after_call(
             with (
                 seeded(0),
                 torch.set_grad_enabled(gradients),
+                WritesUndone(model),
                 nullcontext() if watcher is None else watcher.on(),
             ):
                 output = output_of(model, args, kwargs)
@@ -308,7 +309,7 @@ def _drop_mistaken_writes(
     state.restore()
     args, kwargs = copied(arguments)
     before = [t.clone() for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-    with seeded(0), torch.no_grad():
+    with seeded(0), torch.no_grad(), WritesUndone(model):
         model(*args, **kwargs)
     after = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     if all(map(torch.equal, before, after)):

@@ -38,8 +38,13 @@ def measure_sizes(program: ExportedProgram) -> None:
 
 
 def arguments_of(program: ExportedProgram, leaves: Iterable[Any]) -> list[Any]:
-    """Return all arguments of a program's graph, for these leaves of the inputs. Buffers are copied."""
+    """Return all arguments of a program's graph, for these leaves of the inputs.
+
+    Buffers are copied; so are parameters, if anything is written in place (an embedding with `max_norm`).
+    """
     given = iter(leaves)
+    schemas = (getattr(node.target, "_schema", None) for node in program.graph.nodes)
+    reads = not any(schema is not None and schema.is_mutable for schema in schemas)
     values: list[Any] = []
     for _, kind, name in lifted(program):
         if kind is InputKind.USER_INPUT or name is None:
@@ -49,7 +54,7 @@ def arguments_of(program: ExportedProgram, leaves: Iterable[Any]) -> list[Any]:
             if isinstance(own, torch.Generator):
                 values.append(own.clone_state())
             else:
-                values.append(own.detach() if kind is InputKind.PARAMETER else own.detach().clone())
+                values.append(own.detach() if reads and kind is InputKind.PARAMETER else own.detach().clone())
     return values
 
 

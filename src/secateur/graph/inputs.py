@@ -175,34 +175,31 @@ class InputSpec(Record):
         Arguments of which every value was tried are left out: `more_inputs` gave a tensor in place of None,
         or True in place of False.
         """
-        own = self._leaves()
+        own = self.leaves()
         found = {}
         for name in (*(n for n, leaf in own.items() if leaf.kind == "constant"), *self.defaults):
-            leaves = [leaf for spec in self.also if (leaf := spec._leaves().get(name)) is not None]
+            leaves = [leaf for spec in self.also if (leaf := spec.leaves().get(name)) is not None]
             others = [leaf for i, leaf in enumerate(leaves) if leaf not in (own.get(name), *leaves[:i])]
             if all(leaf.kind == "constant" and not isinstance(leaf.value, bool) for leaf in others):
                 found[name] = 1 + len(others)
         return found
 
-    def constants(self) -> dict[str, Any]:
-        """Return the arguments that are plain values, by name."""
-        return {name: leaf.value for name, leaf in self._leaves().items() if leaf.kind == "constant"}
-
     def is_like(self, other: InputSpec) -> bool:
         """Whether the arguments of another call differ only in sizes and values of tensors."""
-        return bool(_kinds(self._leaves()) == _kinds(other._leaves()))
+        return bool(_kinds(self.leaves()) == _kinds(other.leaves()))
 
-    def _leaves(self) -> dict[str, Leaf]:
+    def leaves(self) -> dict[str, Leaf]:
+        """Return the description of each argument, by name."""
         names = self.names or tuple(map(str, range(len(self.args))))
         return {**dict(zip(names, self.args, strict=True)), **self.kwargs}
 
     def tensors(self) -> dict[str, Leaf]:
         """Return all tensors by name, in order."""
-        return dict(pair for name, leaf in self._leaves().items() for pair in leaf.tensors(name))
+        return dict(pair for name, leaf in self.leaves().items() for pair in leaf.tensors(name))
 
     def with_ranges(self, ranges: Mapping[str, Range]) -> InputSpec:
         """Return the same inputs with the given ranges of values for the tensors in `ranges`."""
-        changed = {name: leaf.with_ranges(name, ranges) for name, leaf in self._leaves().items()}
+        changed = {name: leaf.with_ranges(name, ranges) for name, leaf in self.leaves().items()}
         kwargs = {name: changed.pop(name) for name in self.kwargs}
         return self.model_copy(update={"args": tuple(changed.values()), "kwargs": kwargs})
 
@@ -223,7 +220,7 @@ class InputSpec(Record):
             sizes: Other sizes for some axes.
         """
         generator = torch.Generator().manual_seed(seed)
-        made = {n: v.draw(n, sizes or {}, generator, device, dtype) for n, v in self._leaves().items()}
+        made = {n: v.draw(n, sizes or {}, generator, device, dtype) for n, v in self.leaves().items()}
         kwargs = {name: made.pop(name) for name in self.kwargs}
         return tuple(made.values()), kwargs
 

@@ -206,6 +206,19 @@ class Passes:
         return None
 
 
+def leaves_something(model: nn.Module, arguments: Arguments, *, training: bool = False) -> bool:
+    """Whether a call changes the model's state, so that later calls may do something else."""
+    args, kwargs = arguments
+    with evaluating(model, training=training), torch.no_grad(), seeded(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = State(model)
+        try:
+            output_of(model, args, kwargs)
+        except Exception:  # then nothing is known here
+            return False
+        return state.restore()
+
+
 def calls_of(model: nn.Module, arguments: Arguments) -> frozenset[Any] | None:
     """Return the calls that a model makes on some arguments, also with their numbers; None if it fails."""
     path = Passes(model, arguments).path_of(arguments)

@@ -31,7 +31,7 @@ from secateur.graph.nothing import nothing_to_prune, require_no_masks, require_p
 from secateur.graph.openaxes import larger_arguments, open_inputs, with_sizes
 from secateur.graph.passes import FirstPass, Passes, calls_of
 from secateur.graph.programs import Programs, values_at
-from secateur.graph.views import View, further_views
+from secateur.graph.views import View, calls_in_a_row, further_views
 from secateur.graph.walk import keep_inputs_of, walk
 from secateur.targets.granularity import by_granularity
 from secateur.targets.units.spread import gathered
@@ -320,6 +320,7 @@ def _graph(
     program, batch, static = captured[0].program, captured[0].batch, captured[0].static
     views, unread = further_views(model, captured, given, spec, passes)
     others = [view.program for view in views]
+    others += calls_in_a_row(model, given, spec)
     larger, resized = larger_arguments(spec, given, static), None
     if larger is not None and not any(view.everywhere for view in views):
         if passes.asks_the_same(given, larger):

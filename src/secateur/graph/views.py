@@ -26,7 +26,7 @@ from secateur.graph.modes import PLAIN, Mode
 from secateur.graph.nodes import lifted, tensor_of
 from secateur.graph.omissions import Omissions
 from secateur.graph.openaxes import larger_arguments
-from secateur.graph.passes import Passes, calls_of
+from secateur.graph.passes import Passes, calls_of, leaves_something
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ TRIES = 32
 """The most other values of integer inputs that a model is run with, if its sizes depend on them."""
 VALUES = 4
 """The most of these values that it is captured with."""
+CALLS = 4
+"""The most calls in a row that are captured, where a call finds what earlier ones have left in the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,54 @@ class Method(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method with these arguments."""
         return getattr(self.model, self.name)(*args, **kwargs)
+
+
+class Repeated(nn.Module):
+    """A module that calls a model several times in a row; what a call leaves in it, the next one finds."""
+
+    def __init__(self, model: nn.Module, times: int) -> None:
+        super().__init__()
+        self.model, self.times = model, times
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model with these arguments, and return what the last call returns."""
+        found = None
+        for _ in range(self.times):
+            found = self.model(*args, **kwargs)
+        return found
+
+
+def calls_in_a_row(model: nn.Module, given: Arguments, spec: InputSpec) -> list[ExportedProgram]:
+    """Capture several calls in a row, if a later one makes other calls with what earlier ones have left.
+
+    Such are a video model that keeps its last features, and a policy that keeps its hidden state.
+
+    Args:
+        model: The dense model.
+        given: The arguments of each call.
+        spec: Says whether training mode runs other code.
+    """
+    found: list[ExportedProgram] = []
+    for training in (False, True) if spec.training else (False,):
+        if not leaves_something(model, given, training=training):
+            continue
+        once, more = (_path_of_calls(model, given, times, training=training) for times in (1, CALLS))
+        if once is None or more is None or more <= once:
+            continue
+        every = range(2, CALLS + 1)
+        paths = ((n, _path_of_calls(model, given, n, training=training)) for n in every)
+        times = next((n for n, path in paths if path is not None and more <= path), CALLS)
+        with _unless_it_fails(f"{times} calls in a row"):
+            row = capture_branches(Repeated(model, times), *given, training=training, exact=True)
+            found += [one.program for one in row]
+    return found
+
+
+def _path_of_calls(
+    model: nn.Module, given: Arguments, times: int, *, training: bool
+) -> frozenset[Any] | None:
+    path = Passes(Repeated(model, times), given, modes=False).path_of(given, training=training)
+    return None if path is None else path.distinct_calls
 
 
 @contextlib.contextmanager

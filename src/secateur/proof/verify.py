@@ -22,6 +22,8 @@ from secateur.graph.answering import Answering
 from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
 from secateur.graph.inputs import InputSpec, batch_size, call_arguments
+from secateur.graph.passes import leaves_something
+from secateur.graph.views import CALLS
 from secateur.plan import Plan
 from secateur.proof.diagnosis import Pair
 from secateur.proof.exercised import Exercise, gradients
@@ -29,6 +31,7 @@ from secateur.proof.proving import ArgumentSet, Comparisons, is_program, listed
 from secateur.targets.granularity import by_granularity
 from secateur.targets.units.apply import apply
 from secateur.targets.units.compare import Double, Way
+from secateur.targets.units.copying import duplicate
 from secateur.targets.units.draws import AnyDraws
 from secateur.targets.units.masked import masked
 from secateur.targets.units.spread import gathered
@@ -227,6 +230,9 @@ def _compared(
         _require_backward(pair, sets, draws)
     answers = [answer for answer in (True, False) if exact and asked.given - {answer}]
     ways = [*(Way(method=name) for name in plan.inputs.methods), *(Way(answer=answer) for answer in answers)]
+    # A copy runs: what a pass leaves in generators of the user's own would make the models differ.
+    if exact and not is_program(small) and leaves_something(duplicate(small), sets[0][1:]):
+        ways.append(Way(calls=CALLS))
     training = _in_other_ways(comparisons, pair, exercise, plan, [sets[i] for i in order], ways, exact=exact)
     if other_sizes and not is_program(small):
         _train_otherwise(comparisons, pair, exercise, plan, example_inputs)

@@ -39,17 +39,20 @@ class Way(NamedTuple):
         method: The method to call; empty for ``forward``.
         gradients: Whether gradients are on in evaluation mode too.
         answer: The outcome of all conditions on values of tensors; None: what the values say.
+        calls: How often it is called in a row; the outputs are those of the last call.
     """
 
     training: bool = False
     method: str = ""
     gradients: bool = False
     answer: bool | None = None
+    calls: int = 1
 
     def __str__(self) -> str:
         """Say how the model runs, in words that follow the sizes in a message; empty for a plain run."""
         words = f" of method {self.method}" if self.method else ""
         words += " in training mode" if self.training else ""
+        words += f" after {self.calls - 1} other calls" if self.calls > 1 else ""
         answered = f" where all conditions on values of tensors are {self.answer}"
         return words if self.answer is None else words + answered
 
@@ -90,7 +93,8 @@ def run(
         answering(way.answer),
         not_shared if draws is None else draws.shared(double=double),
     ):
-        output = getattr(model, way.method or "__call__")(*args, **kwargs)
+        for _ in range(way.calls):
+            output = getattr(model, way.method or "__call__")(*args, **kwargs)
         if buffers is not None:
             buffers.update((name, buffer.detach().clone()) for name, buffer in model.named_buffers())
     return [tensor.detach() for tensor in tensors_of(output)]

@@ -184,3 +184,34 @@ def test_what_the_model_runs_in_an_export_alone_is_right_elsewhere_too() -> None
     torch.testing.assert_close(small(x, mask), sc.apply(model, plan, "masked")(x, mask), rtol=1e-9, atol=1e-9)
     assert not torch.compiler.is_exporting()
     assert sc.trace(small, x).groups[0].size == plan.groups[0].kept
+
+
+class Tolerant(nn.Module):
+    """A table of ten places: where it is too short, the code catches PyTorch's error and goes on without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.table = nn.Parameter(torch.randn(10, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, length, 6] to [batch, length, 3]."""
+        x = self.first(x)
+        try:
+            x = x + self.table[torch.arange(x.shape[1])]
+        except IndexError:
+            x = x * 2
+        return self.last(x.view(*x.shape[:2], -1).tanh())
+
+
+def test_a_call_that_raises_and_is_caught() -> None:
+    torch.manual_seed(0)
+    model, x = Tolerant().double().eval(), torch.randn(4, 6, 6).double()
+    graph = sc.trace(model, x)
+    plan = random_plan(graph)
+    small, masked = (
+        sc.apply(model, plan, form, graph=graph, example_inputs=x) for form in ("module", "masked")
+    )
+    for length in (6, 3, 15):
+        x = torch.randn(2, length, 6).double()
+        torch.testing.assert_close(small(x), masked(x))

@@ -22,13 +22,14 @@ from torch.utils import _pytree as pytree
 from secateur.calibration.randomness import seeded
 from secateur.common.foreign import error_text
 from secateur.common.outputs import tensors_of
-from secateur.common.preserving import ATOMS, State, is_alike
+from secateur.common.preserving import ATOMS, State, WritesUndone, is_alike
+from secateur.compat.functions import is_transformed
 from secateur.errors import InputError
 from secateur.graph.inputs import InputSpec
 from secateur.plan import Plan
 from secateur.targets.units.compare import relative_difference, rounding_of
 from secateur.targets.units.later_calls.operators import Cut, Operators
-from secateur.targets.units.later_calls.switched import KnownArguments, Switches, named
+from secateur.targets.units.later_calls.switched import KnownArguments, Switches, are_axes, named
 from secateur.targets.units.later_calls.watchedvalues import Change, WatchedValues, watched_values
 from secateur.targets.units.later_calls.whole_calls import (
     ForcedOutcomes,
@@ -203,7 +204,7 @@ class CallCheck:
         usual = self._arguments.with_known_values(module, given, switches)
         before, after, wrong = None, None, None
         try:
-            before = _run_once(module, usual, [], None, self.cut)
+            before = _run_once(module, usual, [], None, self.cut, shapes=False)
         except Exception as error:
             rest = {name: value for name, value in switches.items() if value is not None}
             if len(rest) < len(switches):  # a drawn tensor may not fit, as pictures have to fit the ids
@@ -212,27 +213,33 @@ class CallCheck:
                 return lasts
             what = f"could not be compared with one as then ({error_text(error)})"
         try:
-            after = _run_once(module, given, [], None, self.cut)
+            after = _run_once(module, given, [], None, self.cut, shapes=False)
         except Exception as error:
             wrong, what = error, f"raises {error_text(error)}"
             if before is None:  # the module does not take these arguments, and its own error says so
                 return False
         if before is not None and after is not None and not before[0].runs_as(after[0]):
             with suppress(Exception), exporting(True, set()):  # as the trace ran the code
-                exported = _run_once(module, usual, [], None, self.cut)
+                exported = _run_once(module, usual, [], None, self.cut, shapes=False)
                 before = exported if exported[0].runs_as(after[0]) else before
         # What one call gives, as with a mask of ones, says nothing of what the next one gives.
-        if before is None or after is None or not before[0].runs_as(after[0]):
+        if (
+            before is None
+            or after is None
+            or not (before[0].runs_as(after[0]) or (are_axes(switches) and after[0].contracts))
+        ):
             if before is not None and after is not None:
                 what = "runs other operators, which may need units that were removed"
-            got = ", ".join(f"{name}={value!r:.40}" for name, value in switches.items())
+            titles = (f"argument {name}" if name.isdigit() else name for name in switches)
+            pairs = zip(titles, switches.values(), strict=True)
+            got = ", ".join(f"{title}={value!r:.40}" for title, value in [*pairs][:FEW])
             raise InputError(
                 f"{type(module).__name__}: expected arguments as when the model was traced, got {got}: "
                 f"with that, the forward pass {what}. Give sc.trace such a call too (more_inputs=), and "
                 f"prune again."
             ) from wrong
         lasts = is_right_for_other_values(
-            lambda forced: _run_once(module, given, [], None, self.cut, forced=forced)[0],
+            lambda forced: _run_once(module, given, [], None, self.cut, forced=forced, shapes=False)[0],
             before[0],
             after[0],
             FEW,
@@ -347,6 +354,7 @@ def _run_once(
     cut: Cut | None,
     *by_module: Any,
     forced: ForcedOutcomes | None = None,
+    shapes: bool = True,
 ) -> tuple[Operators, list[Tensor]]:
     """Run a module once on copies of arguments. The module is as it was afterwards.
 
@@ -358,13 +366,14 @@ def _run_once(
         cut: See `Operators`.
         by_module: The modules by which to compare, and the pass to compare with; see `Operators`.
         forced: Outcomes for conditions on values of tensors.
+        shapes: See `Operators`.
 
     Returns:
         The operators that ran, and the outputs.
     """
     args, kwargs = pytree.tree_map(_copied, given)
     with _values_set(module, changes, values):
-        operators = Operators(module, named(module, (args, kwargs)), cut, *by_module)
+        operators = Operators(module, named(module, (args, kwargs)), cut, *by_module, shapes=shapes)
         for change in changes if values is None else ():
             if isinstance(change.new, nn.Module):
                 operators.watch(change.new)
@@ -382,7 +391,8 @@ def _values_set(module: nn.Module, changes: Sequence[Change], values: Sequence[A
     try:
         for change, value in zip(changes, values or (), strict=False):
             change.put(value)
-        yield
+        with WritesUndone(module):
+            yield
     finally:
         for change in changes if values is not None else ():
             change.put(change.new)
@@ -390,9 +400,16 @@ def _values_set(module: nn.Module, changes: Sequence[Change], values: Sequence[A
 
 
 def _copied(leaf: Any) -> Any:
+    """Copy an argument; a tensor with its strides, since code may ask whether it is contiguous."""
     if not isinstance(leaf, Tensor):
         return copy.deepcopy(leaf)
-    return leaf.detach().clone().requires_grad_(leaf.requires_grad)
+    if is_transformed(leaf):  # `vmap` runs other operators on it, with an axis more
+        return torch.ones(leaf.shape, dtype=leaf.dtype, device=leaf.device)
+    found = leaf.detach().clone()
+    if found.layout is torch.strided and found.stride() != leaf.stride():  # steps or repeats in memory
+        span = 1 + sum((n - 1) * step for n, step in zip(leaf.shape, leaf.stride(), strict=True))
+        found = leaf.detach().as_strided((span,), (1,)).clone().as_strided(leaf.shape, leaf.stride())
+    return found.requires_grad_(leaf.requires_grad)
 
 
 def _kind(leaf: Any) -> Any:

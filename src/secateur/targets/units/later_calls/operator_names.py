@@ -8,6 +8,8 @@ NOISE = frozenset(
     "bernoulli bernoulli_ rand rand_like randn randn_like normal_ uniform_ empty empty_like new_empty".split()
 )
 """Operators of dropout and noise, which draw a number for each position."""
+LAYOUT = frozenset("unsqueeze squeeze".split())
+"""Operators that put in or take out axes of one position."""
 SUMS = frozenset(
     "mm addmm bmm baddbmm mv addmv matmul linear convolution _convolution conv1d conv2d conv3d "
     "conv_transpose1d conv_transpose2d conv_transpose3d".split()

@@ -26,6 +26,7 @@ from secateur.targets.units.later_calls.operator_names import (
     ATTENTION,
     BY_CHANNEL,
     EQUAL,
+    LAYOUT,
     NOISE,
     SAME,
     SUMS,
@@ -112,6 +113,8 @@ class Operators(TorchDispatchMode):
         written: The changes whose value the pass itself has set.
         conditions: The lines of the user's code with conditions on values of tensors, and the outcomes.
         reads: The lines where the code takes such values in another way.
+        contracts: Whether all operators in `missing` sum over the units or work on each number by itself, so
+            that they treat units alike, whatever the number of axes.
         returns: What is known of the tensors that the changed modules returned, by path, call and number.
     """
 
@@ -125,6 +128,8 @@ class Operators(TorchDispatchMode):
         cut: Cut | None = None,
         changed: Iterable[str] = (),
         earlier: Operators | None = None,
+        *,
+        shapes: bool = True,
     ) -> None:
         """Prepare a pass.
 
@@ -134,6 +139,8 @@ class Operators(TorchDispatchMode):
             cut: Where units were removed; None if that is not known.
             changed: The paths of the modules by which passes are compared.
             earlier: The pass with which this one will be compared.
+            shapes: Whether results of other sizes make an operator another one, or only those with another
+                number of axes or with units along other ones.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Any] = []
@@ -145,7 +152,8 @@ class Operators(TorchDispatchMode):
         self.conditions: list[tuple[Line, bool]] = []
         self.reads: set[Line] = set()
         self.returns: dict[Any, tuple[torch.Size, _State]] = {}
-        self._earlier = earlier
+        self.contracts = True
+        self._earlier, self._shapes = earlier, shapes
         self._read: set[str] = set()  # the weights that an operator took
         self._names: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
         self._is_inside = False  # a call that is noted as one operator
@@ -236,11 +244,14 @@ class Operators(TorchDispatchMode):
         if made is None:
             settings = [v for v in given if type(v) in (int, bool, str)]
             settings += [v for v in (given if self.is_sized else self._sizes_in(given)) if type(v) is float]
-            shapes = [tuple(v.shape) for v in results]
+            shapes = [tuple(v.shape) if self._shapes else (v.ndim, self._state(v).axes) for v in results]
             call = title, tuple(names), tuple(settings), tuple(shapes)
             self.calls.append(call)
             if lacking and not (name in SUMS and any(self._state(v) == _NEW_WEIGHT for v in tensors)):
                 self.missing.append(call)
+                at = {state.axes for v in many if (state := self._state(v)).lacks}
+                aligned = name in LAYOUT or (by_number and len(at) <= 1)
+                self.contracts &= not sized and (name in SUMS or BY_CHANNEL in name or aligned)
             self.mixing += self.inside
             for number, tensor in enumerate(results):
                 by_channel = number == 0 and BY_CHANNEL in name
@@ -250,6 +261,7 @@ class Operators(TorchDispatchMode):
                     self._states[id(tensor)] = weakref.ref(tensor), state
         elif sized:
             self.missing.append((str(func), made))
+            self.contracts = False
         for tensor in results if made is not None else ():
             self._name(tensor, made)
 
@@ -266,11 +278,13 @@ class Operators(TorchDispatchMode):
         """Note that a tensor takes the numbers of another one, as in ``tensor.data = value``."""
         self.calls.append(("data", self._name_of(tensor), self._name_of(value)))
         self.missing.append(self.calls[-1])
+        self.contracts = False
 
     def note(self, place: Any, size: float, flips_at: float, outcome: int, *, period: int = 0) -> None:
         """Note a condition on a number that follows from a size at which units may be missing."""
         self.calls.append(("decided", place, flips_at, outcome))
         self.missing.append(self.calls[-1])
+        self.contracts = False
 
     def _is_by_unit(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a tensor in which no units are missing may have a number for each unit of another one."""
@@ -287,6 +301,7 @@ class Operators(TorchDispatchMode):
                 found = "returned", self._name_of(tensor)
                 self.calls.append(found)
                 self.missing.append(found)
+                self.contracts = False
 
     def runs_as(self, other: Operators) -> bool:
         """Whether another pass ran the same operators, or at least no other ones where units are missing."""

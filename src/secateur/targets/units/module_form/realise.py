@@ -23,7 +23,8 @@ from secateur.graph.answering import answering
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import Arguments, resized
 from secateur.graph.modes import PLAIN, WITHOUT_GRADIENTS
-from secateur.graph.views import View
+from secateur.graph.passes import leaves_something
+from secateur.graph.views import CALLS, View
 from secateur.plan import Plan
 from secateur.targets.units.compare import (
     ROUNDED,
@@ -347,6 +348,8 @@ def _prove(
     trials = graph.inputs.trials(given, device=device_of(small), other_sizes=other_sizes)
     answers = {v.answer for v in graph.views if not (v.training or v.method)} - {None} if other_sizes else {}
     ways = [(*one, Way()) for one in trials] + [(*trials[0], Way(answer=a)) for a in answers]
+    if other_sizes and leaves_something(reference, given):
+        ways.append((*trials[0], Way(calls=CALLS)))
     for title, options, way in ways:
         accepted = _first_accepted(reference, options, way)
         if accepted is None:

@@ -86,10 +86,14 @@ class Recorder(TorchFunctionMode):
         written_numbers = frozenset[int]().union(*map(literals, codes)) if steps else frozenset[int]()
         call = Recorded(self._module(), name, place, steps, empty[0], empty[1], [], literals=written_numbers)
         self.calls.append(call)
-        if steps and self._change is not None:
-            result = self._change(call, func, args, kwargs)
-        else:
-            result = func(*args, **kwargs)
+        try:
+            if steps and self._change is not None:
+                result = self._change(call, func, args, kwargs)
+            else:
+                result = func(*args, **kwargs)
+        except Exception:
+            call.steps = []  # it gave nothing; the model's code may catch this and go on
+            raise
         call.keys = [_key_of_step(step, args, result) for step in steps]
         return result
 

@@ -1,0 +1,210 @@
+"""Entries of lists and mappings, further arguments, dtypes and numbers of axes that no trace has had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import secateur as sc
+from tests.targets.units.later_calls.test_switched import pruned
+
+
+class Order(Enum):
+    SAME = 1
+    TURNED = 2
+
+
+class Pair(NamedTuple):
+    one: Tensor
+    other: Tensor | None = None
+
+
+X, Y, Z = (torch.randn(2, length, 6, generator=torch.Generator().manual_seed(length)) for length in (5, 5, 3))
+IDS = torch.tensor([[1, 0, 2, 1, 1], [0, 1, 2, 2, 0]])
+
+
+class Net(nn.Module):
+    def __init__(self, way: Callable[..., Any]) -> None:
+        super().__init__()
+        self.body, self.head, self.way = nn.Linear(6, 9), nn.Linear(9, 4), way
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """[batch, length, 6] in any arguments to [batch, length, 4], of each hidden value."""
+        found = self.way(self, *args, **kwargs)
+        return self.head(found) if isinstance(found, Tensor) else [self.head(one) for one in found]
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x))
+
+
+def every(net: Net, xs: list[Tensor]) -> list[Tensor]:
+    return [net.hidden(x) for x in xs]
+
+
+def turned(net: Net, *xs: Tensor) -> list[Tensor]:
+    return [net.hidden(x).flip(-1) if n else net.hidden(x) for n, x in enumerate(xs)]
+
+
+def pooled(net: Net, xs: Any) -> Tensor:
+    first, *more = [net.hidden(x) for x in xs if x is not None]
+    return first.flip(-1) * first if not more else first + more[0].mean(1, keepdim=True)
+
+
+def merged(net: Net, maps: dict[str, Tensor]) -> Tensor:
+    found = net.hidden(maps["x"])
+    return found * net.hidden(maps["y"]).flip(-1) if "y" in maps else found
+
+
+def pair(net: Net, given: Pair) -> Tensor:
+    found = net.hidden(given.one)
+    return found if given.other is None else found * net.hidden(given.other).flip(-1)
+
+
+def ordered(net: Net, x: Tensor, order: Order = Order.SAME) -> Tensor:
+    return net.hidden(x).flip(-1) if order is Order.TURNED else net.hidden(x)
+
+
+def by_function(net: Net, x: Tensor, act: Any = torch.tanh) -> Tensor:
+    return act(net.hidden(x))
+
+
+def scaled(net: Net, x: Tensor, scale: float = 1.0) -> Tensor:
+    return net.hidden(x) / scale if scale else net.hidden(x).cumsum(-1)
+
+
+def masked_by(net: Net, x: Tensor, mask: Tensor) -> Tensor:
+    kept = mask if mask.dtype is torch.bool else mask.softmax(1)
+    found = net.hidden(x) * kept[..., None]
+    return found if mask.dtype is torch.bool else found.flip(-1)
+
+
+def centred(net: Net, x: Tensor) -> Tensor:
+    return net.hidden(x) - net.hidden(x).mean(1, keepdim=True)
+
+
+def seen(net: Net, x: Tensor) -> Tensor:
+    return net.hidden(x).tanh() * 2
+
+
+def numbered(net: Net, x: Tensor, shifts: list[int]) -> Tensor:
+    return net.hidden(x).roll(shifts[0], -1)
+
+
+TURN = {"act": lambda h: h.flip(-1)}
+BOOL = IDS > 0
+CASES: dict[str, tuple[Callable[..., Any], Any, Any, bool]] = {
+    "one more in a list, each alone": (every, ([X, Z],), ([X, Y, Z],), True),
+    "fewer in a list, each alone": (every, ([X, Z],), ([X, Y[:, :2]],), True),
+    "one more in a list": (pooled, ([X],), ([X, Z],), False),
+    "one less in a list": (pooled, ([X, Y],), ([X],), False),
+    "None in a tuple": (pooled, ((X, Y),), ((X, None),), False),
+    "one more argument": (turned, (X,), (X, Z), False),
+    "further arguments of other lengths": (turned, (X, Y), (X, Z), True),
+    "one more argument of several": (turned, (X, Y), (X, Y, Z), True),
+    "one more in a mapping": (merged, ({"x": X},), ({"x": X, "y": Y},), False),
+    "one less in a mapping": (merged, ({"x": X, "y": Y},), ({"x": X},), False),
+    "one more in a named tuple": (pair, (Pair(X),), (Pair(X, Y),), False),
+    "another member of an enumeration": (ordered, (X,), (X, Order.TURNED), False),
+    "another function": (by_function, (X,), (X, TURN["act"]), False),
+    "another function, by number": (by_function, (X,), (X, torch.sigmoid), True),
+    "another float, other code": (scaled, (X,), (X, 0.0), False),
+    "another float": (scaled, (X,), (X, 2.5), True),
+    "a float mask": (masked_by, (X, BOOL), (X, X[..., 0]), False),
+    "numbers for a mask of bools": (masked_by, (X, BOOL), (X, ~BOOL), True),
+    "one axis less, which mixes": (centred, (X,), (X[0],), False),
+    "one axis less": (seen, (X,), (X[0],), True),
+    "one axis more": (seen, (X,), (X[None],), True),
+    "another number in a list": (numbered, (X, [0]), (X, [1]), False),
+}
+
+
+def as_double(value: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, value)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_entry_is_right_or_refused(case: str) -> None:
+    way, traced, later, is_right = CASES[case]
+    traced, later = as_double(traced), as_double(later)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        small, masked = pruned(Net(way).double().eval(), traced)
+    for _ in range(2):
+        if is_right:
+            torch.testing.assert_close(small(*later), masked(*later))
+        else:
+            with pytest.raises(sc.InputError, match="more_inputs") as raised:
+                small(*later)
+            assert len(str(raised.value)) < 600
+        torch.testing.assert_close(small(*traced), masked(*traced))
+
+
+def test_an_entry_that_the_trace_had_is_free() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x, y = as_double([X, Y])
+        small, masked = pruned(Net(pooled).double().eval(), ([x, y],), more_inputs=[([x],)])
+    torch.testing.assert_close(small([x]), masked([x]))
+    torch.testing.assert_close(small([x, y]), masked([x, y]))
+
+
+def test_labels_in_place_of_ids_from_which_the_model_makes_them() -> None:
+    """The known call is drawn as long as the labels, else it would run other sizes."""
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.one, self.two = nn.Embedding(5, 6), nn.Linear(6, 9), nn.Linear(9, 5)
+
+        def forward(self, ids: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+            """[batch, length] to [batch, length, 5]."""
+            ids = labels.roll(1, 1) if ids is None and labels is not None else ids
+            hidden = torch.relu(self.one(self.table(ids)))
+            return self.two(hidden.view(len(hidden), hidden.shape[1], -1))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        small, masked = pruned(Decoder().double().eval(), {"ids": IDS})
+    labels = torch.cat([IDS, IDS], 1)
+    torch.testing.assert_close(small(labels=labels), masked(labels=labels))
+
+
+class Asking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 9), nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, length, 6] to [batch, length, 4]."""
+        hidden = torch.relu(self.body(x))
+        return self.head(hidden if x.is_contiguous() else hidden.flip(-1))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x[:, ::2], lambda x: x[:1].expand(2, -1, -1), lambda x: x.transpose(0, 1)]
+)
+def test_a_tensor_with_steps_or_repeats_in_memory_is_refused(change: Callable[[Tensor], Tensor]) -> None:
+    """A copy of it would be contiguous."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        small, masked = pruned(Asking().double().eval(), as_double(X))
+    torch.testing.assert_close(small(as_double(X)), masked(as_double(X)))
+    with pytest.raises(sc.InputError, match="is_contiguous"):
+        small(change(as_double(X)))
+
+
+def test_inside_vmap_an_axis_less_is_looked_into() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        mixes, _ = pruned(Net(centred).double().eval(), as_double(X))
+        small, masked = pruned(Net(seen).double().eval(), as_double(X))
+    x = as_double(X)
+    torch.testing.assert_close(torch.vmap(small)(x), torch.vmap(masked)(x))
+    with pytest.raises(sc.InputError, match="ndim"):
+        torch.vmap(mixes)(x)
