@@ -208,6 +208,11 @@ def far_away(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
     return h.flip(-1) if x.shape[1] > 700 else h
 
 
+def beside_bounds_that_no_size_passes(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    n = x.shape[1]
+    return h.flip(-1) if n > -1 and n < math.inf and n > 30 else h
+
+
 def by_pieces(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
     return h.flip(-1) if len(x.split(4, 1)) > 2 else h
 
@@ -222,6 +227,7 @@ def fewer_layers(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
 UNWATCHED = {
     by_rounding: 18, by_bits: 38, by_quotient: 25, by_distance: 39, by_square: 31, by_root: 36, by_float: 31,
     by_text: 32, by_array: 31, by_tensor: 31, by_range: 31, by_list: 31, by_later_pieces: 33, far_away: 701,
+    beside_bounds_that_no_size_passes: 31,
 }  # fmt: skip
 """Branches on numbers that follow from a size and are no plain part of it, and a size on their other side."""
 

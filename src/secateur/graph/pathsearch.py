@@ -282,7 +282,8 @@ class PathSearch:
                 continue
             if now != number:
                 slope: float = (there[k] - sizes[k]) / (now - number)
-                return math.ceil(sizes[k] + (flips_at - number) * slope)
+                nearer = sizes[k] + (flips_at - number) * slope
+                return math.ceil(nearer) if math.isfinite(nearer) else None
             if number == 0:  # rounded down
                 return 2 * there[k]
         return None
@@ -330,11 +331,11 @@ def _sizes_to_try(
                 continue  # the comparison does not depend on this axis
             for number, flips_at, period, _ in comparisons:
                 wanted = [sizes[k] + flips_at - number, sizes[k] + flips_at - number + period]
-                if number > 0:  # it may be a part of the size, or its root
+                if number > 0 and flips_at > 0:  # it may be a part of the size, or its root
                     powers = (1, 2) if number % 1 else (1, 0.5)  # or a product of sizes
                     wanted += [sizes[k] * (flips_at / number) ** power for power in powers]
-                else:
+                elif number <= 0:
                     wanted += [2 * sizes[k]]
-                rounded = {math.ceil(n) for n in wanted}
-                found |= {(k, n) for n in rounded if 1 <= n <= farthest[k] and n != sizes[k]}
+                rounded = {math.ceil(n) for n in wanted if 0 < n <= farthest[k]}
+                found |= {(k, n) for n in rounded if n <= farthest[k] and n != sizes[k]}
     return sorted(found, key=lambda f: (abs(f[1] - sizes[f[0]]), f))
