@@ -257,6 +257,8 @@ def _state_after_call(
     created = [name for name, _ in model.named_parameters() if name not in names]
     state = State(model)
     changed = fresh.restore()
+    if watch is not None:
+        watch.leaves_something = changed
     if created:
         raise _lazy_parameter(model, created[0])
     return state if changed else None, None

@@ -37,6 +37,7 @@ class FirstPass:
         path: The execution path of the pass.
         questions: What the code asked of PyTorch's mode.
         worked: Whether the pass ended without an error, and its output has no NaN.
+        leaves_something: Whether it changed the model's state; None if that is not known.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -44,6 +45,7 @@ class FirstPass:
         self.path = ExecutionPath(model)
         self.questions = set[str]()
         self.worked = False
+        self.leaves_something: bool | None = None
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -89,6 +91,7 @@ class Passes:
         self._errors: dict[Any, Exception | None] = {}
         self._paths: dict[Any, ExecutionPath] = {}
         self._questions = set[str]()  # what the code asks of PyTorch's mode
+        self._first = first
         if first is not None and first.worked:
             self._questions = first.questions
             self._errors[_shapes(given), _sums(given)] = None
@@ -167,6 +170,12 @@ class Passes:
                 found.append(mode)
                 seen.add((path.distinct_calls, path.numbers))
         return found
+
+    def leaves_something(self, *, training: bool = False) -> bool:
+        """Whether a call on the user's own arguments changes the model's state."""
+        if not training and self._first is not None and self._first.leaves_something is not None:
+            return self._first.leaves_something
+        return leaves_something(self._model, self.given, training=training)
 
     def asks_the_same(self, first: Arguments, second: Arguments) -> bool:
         """Whether the model makes the same calls with the same numbers at two sizes: no number is a size."""

@@ -320,7 +320,7 @@ def _graph(
     program, batch, static = captured[0].program, captured[0].batch, captured[0].static
     views, unread = further_views(model, captured, given, spec, passes)
     others = [view.program for view in views]
-    others += calls_in_a_row(model, given, spec)
+    others += calls_in_a_row(model, given, spec, passes)
     larger, resized = larger_arguments(spec, given, static), None
     if larger is not None and not any(view.everywhere for view in views):
         if passes.asks_the_same(given, larger):

@@ -26,7 +26,7 @@ from secateur.graph.modes import PLAIN, Mode
 from secateur.graph.nodes import lifted, tensor_of
 from secateur.graph.omissions import Omissions
 from secateur.graph.openaxes import larger_arguments
-from secateur.graph.passes import Passes, calls_of, leaves_something
+from secateur.graph.passes import Passes, calls_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -90,7 +90,9 @@ class Repeated(nn.Module):
         return found
 
 
-def calls_in_a_row(model: nn.Module, given: Arguments, spec: InputSpec) -> list[ExportedProgram]:
+def calls_in_a_row(
+    model: nn.Module, given: Arguments, spec: InputSpec, passes: Passes
+) -> list[ExportedProgram]:
     """Capture several calls in a row, if a later one makes other calls with what earlier ones have left.
 
     Such are a video model that keeps its last features, and a policy that keeps its hidden state.
@@ -99,10 +101,11 @@ def calls_in_a_row(model: nn.Module, given: Arguments, spec: InputSpec) -> list[
         model: The dense model.
         given: The arguments of each call.
         spec: Says whether training mode runs other code.
+        passes: The passes of the model on `given`.
     """
     found: list[ExportedProgram] = []
     for training in (False, True) if spec.training else (False,):
-        if not leaves_something(model, given, training=training):
+        if not passes.leaves_something(training=training):
             continue
         once, more = (_path_of_calls(model, given, times, training=training) for times in (1, CALLS))
         if once is None or more is None or more <= once:

@@ -10,6 +10,7 @@ from functools import cached_property
 from torch import nn
 from torch.export import ExportedProgram
 
+from secateur.calibration.randomness import seeded
 from secateur.graph.graph import Graph
 from secateur.graph.kept import Kept, Labelled, Removed
 from secateur.targets.units.compare import run
@@ -66,7 +67,11 @@ class Traced:
         """The tensors of the model that its copies read too, since something outside refers to them."""
         args, kwargs = self.graph.captured_inputs()
         copy = duplicate(self.model)
-        with ReadsOf(self.model) as reads, suppress(Exception):  # what fails here is reported later
+        with (
+            ReadsOf(self.model) as reads,
+            seeded(0),
+            suppress(Exception),
+        ):  # what fails here is reported later
             run(copy, args, kwargs)
         return tuple(reads.names)
 
