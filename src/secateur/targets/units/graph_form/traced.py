@@ -67,11 +67,8 @@ class Traced:
         """The tensors of the model that its copies read too, since something outside refers to them."""
         args, kwargs = self.graph.captured_inputs()
         copy = duplicate(self.model)
-        with (
-            ReadsOf(self.model) as reads,
-            seeded(0),
-            suppress(Exception),
-        ):  # what fails here is reported later
+        # What fails here is reported later.
+        with ReadsOf(self.model) as reads, seeded(0), suppress(Exception):
             run(copy, args, kwargs)
         return tuple(reads.names)
 
