@@ -208,3 +208,37 @@ def test_inside_vmap_an_axis_less_is_looked_into() -> None:
     torch.testing.assert_close(torch.vmap(small)(x), torch.vmap(masked)(x))
     with pytest.raises(sc.InputError, match="ndim"):
         torch.vmap(mixes)(x)
+
+
+class Detector(nn.Module):
+    """Gives the loss for a batch with its labels; the loss has numbers that kept sizes may equal."""
+
+    def __init__(self, *, mixes: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.mixes = nn.Linear(4, 12), nn.Linear(12, 3), mixes
+
+    def forward(self, x: Any) -> Tensor:
+        h = self.a(x["x"] if isinstance(x, dict) else x).relu()
+        if not isinstance(x, dict):
+            return self.b(h)
+        y = self.b(h.softmax(-1) if self.mixes else h)
+        numbers = torch.arange(6, dtype=y.dtype) + torch.ones(9, dtype=y.dtype).sum()
+        weights = (x["y"] + 1).pow(6.0) / 9
+        return ((y - x["y"]).square() * weights).sum() + numbers.sum() * y.mean()
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+@pytest.mark.parametrize("removed", [3, 6, 9])
+def test_a_batch_with_labels_in_place_of_a_tensor(removed: int, mixes: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Detector(mixes=mixes).double().eval(), torch.randn(2, 4).double()
+    graph = sc.trace(model, x)
+    scores = sc.score(graph, None, "magnitude", progress=False)
+    plan = sc.Uniform(ratio=removed / 12, removal="magnitude").allocate(graph, scores)
+    small, masked = sc.apply(model, plan, "module", graph=graph), sc.apply(model, plan, "masked")
+    batch = {"x": torch.randn(6, 4).double(), "y": torch.rand(6, 3).double(), "names": ["a"] * 6}
+    if mixes:
+        with pytest.raises(sc.InputError, match="expected arguments as when the model was traced"):
+            small(batch)
+    else:
+        torch.testing.assert_close(small(batch), masked(batch))

@@ -29,7 +29,13 @@ from secateur.graph.inputs import InputSpec
 from secateur.plan import Plan
 from secateur.targets.units.compare import relative_difference, rounding_of
 from secateur.targets.units.later_calls.operators import Cut, Operators
-from secateur.targets.units.later_calls.switched import KnownArguments, Switches, are_axes, named
+from secateur.targets.units.later_calls.switched import (
+    CONTAINER,
+    KnownArguments,
+    Switches,
+    are_axes,
+    named,
+)
 from secateur.targets.units.later_calls.watchedvalues import Change, WatchedValues, watched_values
 from secateur.targets.units.later_calls.whole_calls import (
     ForcedOutcomes,
@@ -202,9 +208,16 @@ class CallCheck:
             InputError: The call may compute something else where units are missing.
         """
         usual = self._arguments.with_known_values(module, given, switches)
+        # Such as a batch with its labels, of which the module returns the loss.
+        in_container = any(switches.get(name) is CONTAINER for name in named(module, given))
+
+        def run(arguments: Any, forced: ForcedOutcomes | None = None) -> Pass:
+            options: Any = {"forced": forced, "compared": (usual, given), "by_value": not in_container}
+            return _run_once(module, arguments, [], None, self.cut, **options)
+
         before, after, wrong = None, None, None
         try:
-            before = _run_once(module, usual, [], None, self.cut, shapes=False)
+            before = run(usual)
         except Exception as error:
             rest = {name: value for name, value in switches.items() if value is not None}
             if len(rest) < len(switches):  # a drawn tensor may not fit, as pictures have to fit the ids
@@ -213,14 +226,14 @@ class CallCheck:
                 return lasts
             what = f"could not be compared with one as then ({error_text(error)})"
         try:
-            after = _run_once(module, given, [], None, self.cut, shapes=False)
+            after = run(given)
         except Exception as error:
             wrong, what = error, f"raises {error_text(error)}"
             if before is None:  # the module does not take these arguments, and its own error says so
                 return False
         if before is not None and after is not None and not before[0].runs_as(after[0]):
             with suppress(Exception), exporting(True, set()):  # as the trace ran the code
-                exported = _run_once(module, usual, [], None, self.cut, shapes=False)
+                exported = run(usual)
                 before = exported if exported[0].runs_as(after[0]) else before
         # What one call gives, as with a mask of ones, says nothing of what the next one gives.
         if (
@@ -239,7 +252,7 @@ class CallCheck:
                 f"prune again."
             ) from wrong
         lasts = is_right_for_other_values(
-            lambda forced: _run_once(module, given, [], None, self.cut, forced=forced, shapes=False)[0],
+            lambda forced: run(given, forced)[0],
             before[0],
             after[0],
             FEW,
@@ -354,7 +367,8 @@ def _run_once(
     cut: Cut | None,
     *by_module: Any,
     forced: ForcedOutcomes | None = None,
-    shapes: bool = True,
+    compared: Sequence[Any] = (),
+    by_value: bool = True,
 ) -> tuple[Operators, list[Tensor]]:
     """Run a module once on copies of arguments. The module is as it was afterwards.
 
@@ -366,14 +380,19 @@ def _run_once(
         cut: See `Operators`.
         by_module: The modules by which to compare, and the pass to compare with; see `Operators`.
         forced: Outcomes for conditions on values of tensors.
-        shapes: See `Operators`.
+        compared: Arguments of calls that are compared, which may have other sizes.
+        by_value: See `Operators`.
 
     Returns:
         The operators that ran, and the outputs.
     """
     args, kwargs = pytree.tree_map(_copied, given)
     with _values_set(module, changes, values):
-        operators = Operators(module, named(module, (args, kwargs)), cut, *by_module, shapes=shapes)
+        sizes = {n for leaf in pytree.tree_leaves(compared) if isinstance(leaf, Tensor) for n in leaf.shape}
+        inputs = named(module, (args, kwargs))
+        operators = Operators(
+            module, inputs, cut, *by_module, shapes=not compared, sizes=sizes, by_value=by_value
+        )
         for change in changes if values is None else ():
             if isinstance(change.new, nn.Module):
                 operators.watch(change.new)

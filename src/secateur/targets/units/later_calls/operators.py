@@ -130,6 +130,8 @@ class Operators(TorchDispatchMode):
         earlier: Operators | None = None,
         *,
         shapes: bool = True,
+        sizes: Iterable[int] = (),
+        by_value: bool = True,
     ) -> None:
         """Prepare a pass.
 
@@ -141,6 +143,9 @@ class Operators(TorchDispatchMode):
             earlier: The pass with which this one will be compared.
             shapes: Whether results of other sizes make an operator another one, or only those with another
                 number of axes or with units along other ones.
+            sizes: Sizes of the inputs of passes with which this one will be compared.
+            by_value: Whether a plain number that may follow from a size counts as one. In a loss with its
+                many numbers, one mostly does by chance. Numbers read off a tensor's shape count anyway.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Any] = []
@@ -153,7 +158,7 @@ class Operators(TorchDispatchMode):
         self.reads: set[Line] = set()
         self.returns: dict[Any, tuple[torch.Size, _State]] = {}
         self.contracts = True
-        self._earlier, self._shapes = earlier, shapes
+        self._earlier, self._shapes, self._by_value = earlier, shapes, by_value
         self._read: set[str] = set()  # the weights that an operator took
         self._names: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
         self._is_inside = False  # a call that is noted as one operator
@@ -165,7 +170,7 @@ class Operators(TorchDispatchMode):
             for number, leaf in enumerate(leaves(value))
             if isinstance(leaf, Tensor)
         }
-        self._input_sizes = {n for leaf in tensors.values() for n in leaf.shape}
+        self._input_sizes = {n for leaf in tensors.values() for n in leaf.shape} | {*sizes}
         self._states: dict[int, tuple[weakref.ref[Tensor], _State]] = {}
         self._written: list[tuple[Tensor, frozenset[str]]] = []
         self._shrunk: set[int] = set()
@@ -224,7 +229,7 @@ class Operators(TorchDispatchMode):
         by_number = name in SAME or torch.Tag.pointwise in getattr(func, "tags", ())
         whole_numbers = {v for v in given if type(v) is int} - self.explained
         sized = self.is_sized or ((by_number or not tensors) and self._sized(given))
-        sized |= not (tensors or self._cut_sizes.isdisjoint(whole_numbers))
+        sized |= self._by_value and not (tensors or self._cut_sizes.isdisjoint(whole_numbers))
         sized &= name not in SAME
         states = ((one, self._state(v)) for v, one in zip(many, names, strict=False))
         cut = [one for one, state in states if one != "noise" and (state.lacks or state.reads)]
@@ -364,6 +369,8 @@ class Operators(TorchDispatchMode):
 
     def _sized(self, given: Iterable[Any]) -> bool:
         """Whether a number among some arguments may follow from a size that shrank."""
+        if not self._by_value:
+            return False
         numbers, sizes = [*self._numbers(given)], self._shrunk - self._unchanged_sizes - {0, 1}
         whole = {abs(v) for v in numbers if type(v) is int and v not in _NO_SIZES}
         whole -= self._unchanged_sizes | {0, 1}
