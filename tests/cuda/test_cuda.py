@@ -198,6 +198,35 @@ def test_the_device_computes_for_a_model_that_stays_where_it_is(
     assert products.on[DEVICE.type] > 3 * (products.on["cpu"] if DEVICE.type != "cpu" else 0)
 
 
+@pytest.mark.parametrize(
+    "method", ["batchnorm", "bias", "variance", "layerwise", "channelwise", "reconstruct"]
+)
+def test_repairs_are_those_of_the_cpu_where_the_device_computes(method: str) -> None:
+    model, data = build("residual", torch.float32), labelled("residual", dtype=torch.float32)
+    small, graph, _ = pruned(model, data)
+
+    def run() -> nn.Module:
+        return sc.repair(small, model, data, [method], graph=graph, progress=False)
+
+    expected = run()
+    with sc.compute_on(DEVICE):
+        found = run()
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_what_an_operator_writes_into_decides_where_it_runs() -> None:
+    here, there = torch.ones(3), torch.full((3,), 2.0, device=DEVICE)
+    with sc.compute_on(DEVICE):
+        total, product = torch.zeros(3), torch.zeros(3, device=DEVICE)
+        total += there
+        torch.mul(here, there, out=product)
+        mean = torch.add(there, here)
+    assert total.device.type == "cpu"
+    assert total.tolist() == product.tolist() == [2.0] * 3
+    assert (mean.device.type, mean.tolist()) == (DEVICE.type, [3.0] * 3)
+
+
 @pytest.mark.parametrize("spread", ["mapped", "offloaded"])
 def test_weights_that_wait_elsewhere(spread: str, tmp_path: Path) -> None:
     """In files, or on the CPU behind Accelerate's hooks that compute on the device: the same model."""

@@ -314,7 +314,10 @@ class Calibration:
         return replace(self, device=data_device(torch.device(device)))
 
     def to_weights(self, device: torch.device) -> Calibration:
-        """Return the same data; each batch moves to the weights' device, where their gradients must be."""
+        """Return the same data; each batch moves to the weights' device, also inside `compute_on`.
+
+        Gradients of weights, and the statistics of batch norms in training mode, must be there.
+        """
         return replace(self, device=device)
 
     def fresh(self) -> Calibration:

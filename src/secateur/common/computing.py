@@ -33,7 +33,8 @@ def compute_on(device: torch.device | str) -> Iterator[None]:
     `map_weights`), and are copied to the GPU when an operator needs them there. `score`, `repair` and `prune`
     go through a model in files part by part, so each weight is copied about once for each pass over the data.
     What is made from the data, such as sums of products, is on the GPU too. Trace, apply and verify, which
-    read few samples, compute where the model is.
+    read few samples, compute where the model is. So do signals that need gradients of weights, training, and
+    the repair `batchnorm`.
 
     Args:
         device: The device, such as ``"cuda"``. With ``"cpu"`` nothing changes.
@@ -84,10 +85,22 @@ def data_device(own: torch.device) -> torch.device:
     return own if there is None or own.type != "cpu" else there
 
 
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """Return the tensors that an operator says it writes into."""
+    arguments = func._schema.arguments
+    given = [
+        *zip(arguments, args, strict=False),
+        *((a, kwargs[a.name]) for a in arguments if a.name in kwargs),
+    ]
+    values = [v for a, v in given if a.alias_info is not None and a.alias_info.is_write]
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
 class _FollowTheData(TorchDispatchMode):
     """Gives an operator all of its tensors on one device: on `device` if one of them is there.
 
-    An operator that writes into a tensor on the CPU runs on the CPU.
+    An operator that writes into a tensor on the CPU runs on the CPU. A batch norm in training mode writes
+    its statistics without saying so; see `Calibration.to_weights`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -102,8 +115,8 @@ class _FollowTheData(TorchDispatchMode):
         given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if type(leaf) in (Tensor, nn.Parameter)]
         places = {tensor.device.type for tensor in given}
         if {"cpu", self._device.type} <= places and func._schema.name not in _COPIES:
-            written = pytree.tree_leaves(args)[:1] if func._schema.is_mutable else []
-            to = written[0].device if written else self._device
+            written = {tensor.device.type for tensor in _written(func, args, kwargs)}
+            to = torch.device("cpu") if "cpu" in written else self._device
             args, kwargs = pytree.tree_map_only(Tensor, lambda one: self._moved(one, to), (args, kwargs))
         return func(*args, **kwargs)
 

@@ -67,11 +67,10 @@ def evaluating(
             state = State(model, parameters=training)
         undo.callback(state.restore)
         undo.enter_context(evaluation_mode(model, training=training, fast_path=fast_path))
-        if not (
-            training or fast_path or isinstance(model, torch.jit.ScriptModule)
-        ):  # modes end the fast path
-            undo.enter_context(WritesUndone(model, in_calls=True))
-        if not isinstance(model, torch.jit.ScriptModule):  # which takes no hooks; `state` removes this one
+        if not isinstance(model, torch.jit.ScriptModule):  # which takes no hooks; `state` removes these
+            # In training `state` has all parameters, and a mode would end the fast path.
+            if not (training or fast_path):
+                undo.enter_context(WritesUndone(model, in_calls=True))
             model.register_forward_pre_hook(_copied, prepend=True, with_kwargs=True)
         yield
 

@@ -336,6 +336,6 @@ def _sizes_to_try(
                     wanted += [sizes[k] * (flips_at / number) ** power for power in powers]
                 elif number <= 0:
                     wanted += [2 * sizes[k]]
-                rounded = {math.ceil(n) for n in wanted if 0 < n <= farthest[k]}
-                found |= {(k, n) for n in rounded if n <= farthest[k] and n != sizes[k]}
+                rounded = {math.ceil(n) for n in wanted if math.isfinite(n)}
+                found |= {(k, n) for n in rounded if 1 <= n <= farthest[k] and n != sizes[k]}
     return sorted(found, key=lambda f: (abs(f[1] - sizes[f[0]]), f))

@@ -110,8 +110,7 @@ def calls_in_a_row(
         once, more = (_path_of_calls(model, given, times, training=training) for times in (1, CALLS))
         if once is None or more is None or more <= once:
             continue
-        every = range(2, CALLS + 1)
-        paths = ((n, _path_of_calls(model, given, n, training=training)) for n in every)
+        paths = ((n, _path_of_calls(model, given, n, training=training)) for n in range(2, CALLS))
         times = next((n for n, path in paths if path is not None and more <= path), CALLS)
         with _unless_it_fails(f"{times} calls in a row"):
             row = capture_branches(Repeated(model, times), *given, training=training, exact=True)

@@ -45,7 +45,7 @@ def reestimate(model: nn.Module, calibration: Calibration, *, progress: bool = F
                 layer.reset_running_stats()
                 layer.momentum = None  # a plain average over batches
                 layer.train()
-            data, seen = calibration.to(device_of(model)), 0
+            data, seen = calibration.to_weights(device_of(model)), 0
             for batch in data.batches("Batch norm", progress):
                 if batch.size > 1:
                     batch.run(model)

@@ -183,7 +183,7 @@ class KnownArguments:
 
     def _drawn(self, module: nn.Module, name: str, given: Mapping[str, Any]) -> Any:
         """Draw a tensor or a container that the trace had, with the sizes of the tensors of the call."""
-        tensors = dict(_tensors(given))
+        tensors = {name: value for name, value in _nested(given) if isinstance(value, Tensor)}
         device = next((v.device for v in tensors.values()), "cpu")
         dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
         for spec in _every(self.inputs):
@@ -238,41 +238,37 @@ def _top(name: str) -> str:
     return name.removeprefix("len(").removesuffix(")").partition(".")[0]
 
 
-def _items(name: str, value: Any) -> list[tuple[str, Any]] | None:
-    """Return the entries of a container, with their names; None if it is none."""
+def _items(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Return the entries of a container, with their names; none if it is none."""
     if isinstance(value, list | tuple):
         return [(f"{name}.{number}", one) for number, one in enumerate(value)]
-    return [(f"{name}.{key}", one) for key, one in value.items()] if isinstance(value, Mapping) else None
+    return [(f"{name}.{key}", one) for key, one in value.items()] if isinstance(value, Mapping) else []
+
+
+def _nested(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each argument, each container before what is in it."""
+    left = [*arguments.items()][::-1]
+    while left:
+        name, value = left.pop()
+        yield name, value
+        left += _items(name, value)[::-1]
 
 
 def _entries(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield what may be a switch of each argument, and of all that is in it, as in `Switches`."""
-    left = [*arguments.items()][::-1]
-    while left:
-        name, value = left.pop()
+    for name, value in _nested(arguments):
         if isinstance(value, Tensor):
             yield name, TENSOR
             for state, (is_in, _) in _STATES.items():
                 if is_in(value):
                     yield f"{name}{state}", state == ".requires_grad"
             yield from ((f"{name}{form}", of(value)) for form, (_, of, _) in _FORMS.items())
-        elif (items := _items(name, value)) is not None:
+        elif isinstance(value, list | tuple | Mapping):
             yield name, CONTAINER
             if not isinstance(value, Mapping):
                 yield f"len({name})", len(value)
-            left += items[::-1]
         else:
             yield name, value
-
-
-def _tensors(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    left = [*arguments.items()][::-1]
-    while left:
-        name, value = left.pop()
-        if isinstance(value, Tensor):
-            yield name, value
-        else:
-            left += (_items(name, value) or [])[::-1]
 
 
 def _as_traced(value: Any, leaf: Leaf | None) -> Any:
