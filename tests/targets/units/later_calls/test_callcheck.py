@@ -377,7 +377,7 @@ def test_what_grows_or_counts_is_not_looked_into_each_time(monkeypatch: pytest.M
     small, _ = pruned(Counting().double().eval())
     for _ in range(3):
         small(INPUTS)
-    monkeypatch.setattr(callcheck, "_run_once", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr(callcheck, "run_once", lambda *_: pytest.fail("checked again"))
     for _ in range(3):
         small(INPUTS)
     monkeypatch.undo()
@@ -475,7 +475,7 @@ def test_a_schedule_of_values_that_come_back_is_looked_into_once(monkeypatch: py
     for value in values:
         small.inner.options["mode"], small.inner.options["other"] = "tanh", value
         small(INPUTS)
-    monkeypatch.setattr(callcheck, "_run_once", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr(callcheck, "run_once", lambda *_: pytest.fail("checked again"))
     for value in values:
         small.inner.options["other"] = value * 1.0
         small(INPUTS)

@@ -10,8 +10,8 @@ refused.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import get_ident
 from typing import Any, NoReturn
 
@@ -21,14 +21,20 @@ from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
 from secateur.common.foreign import error_text
-from secateur.common.outputs import tensors_of
-from secateur.common.preserving import ATOMS, State, WritesUndone, is_alike
-from secateur.compat.functions import is_transformed
+from secateur.common.preserving import ATOMS, is_alike
 from secateur.errors import InputError
 from secateur.graph.inputs import InputSpec
 from secateur.plan import Plan
-from secateur.targets.units.compare import relative_difference, rounding_of
-from secateur.targets.units.later_calls.operators import Cut, Operators
+from secateur.targets.units.later_calls.comparedcalls import (
+    FEW,
+    Pass,
+    decisive_first,
+    is_same,
+    is_same_by_module,
+    made_by_the_code,
+    run_once,
+)
+from secateur.targets.units.later_calls.operators import Cut
 from secateur.targets.units.later_calls.switched import (
     CONTAINER,
     KnownArguments,
@@ -39,7 +45,6 @@ from secateur.targets.units.later_calls.switched import (
 from secateur.targets.units.later_calls.watchedvalues import Change, WatchedValues, watched_values
 from secateur.targets.units.later_calls.whole_calls import (
     ForcedOutcomes,
-    WholeCalls,
     is_right_for_other_values,
 )
 from secateur.targets.units.module_form.exporting import exporting
@@ -48,11 +53,8 @@ Together = tuple[tuple[str, Any], ...]
 """Several values, each with its name from the model on, such as ``("model.head.pooled", True)``."""
 
 
-Pass = tuple[Operators, list[Tensor]]
-"""What a pass ran, and its outputs."""
-
-MOST, FEW = 200, 8
-"""The most kinds of calls that are remembered, and the most values that are tried alone for a message."""
+MOST = 200
+"""The most kinds of calls that are remembered."""
 
 
 class CallCheck:
@@ -181,7 +183,7 @@ class CallCheck:
             InputError: The call may compute something else where units are missing, or cannot be compared.
         """
         try:
-            after, outputs = _run_once(module, given, changes, None, self.cut)
+            after, outputs = run_once(module, given, changes, None, self.cut)
         except Exception as error:  # the call may fail as well; else nothing would have looked into it
             _refuse(module, changes, error)
         for change in changes:
@@ -192,11 +194,11 @@ class CallCheck:
             if id(change) in written:
                 change.entry.forget(change.name)
         left = [change for change in changes if change.is_new() and id(change) not in written]
-        for change in _made_by_the_code(module, given, left):
+        for change in made_by_the_code(module, given, left):
             change.entry.accept(change.name, change.new)
         left = [change for change in left if change.is_new()]
         if left and not self._runs_the_same(module, given, left, proven, (after, outputs)):
-            _refuse(module, _decisive_first(module, given, left, (after, outputs), self.cut))
+            _refuse(module, decisive_first(module, given, left, (after, outputs), self.cut))
 
     def _check_switches(self, module: nn.Module, given: Any, switches: Switches) -> bool:
         """Compare a call with arguments that no trace has had with a call with known ones.
@@ -213,7 +215,7 @@ class CallCheck:
 
         def run(arguments: Any, forced: ForcedOutcomes | None = None) -> Pass:
             options: Any = {"forced": forced, "compared": (usual, given), "by_value": not in_container}
-            return _run_once(module, arguments, [], None, self.cut, **options)
+            return run_once(module, arguments, [], None, self.cut, **options)
 
         before, after, wrong = None, None, None
         try:
@@ -280,70 +282,8 @@ class CallCheck:
             right = [v for k in alone for name, v in k if name == str(one) and repr(v) != repr(one.new)]
             tries += [(left, [value]) for value in right]
         return any(
-            _is_same(module, given, some, values, new, self.cut) for some, values in tries
-        ) or _is_same_by_module(module, given, whole, self.cut)
-
-
-def _made_by_the_code(module: nn.Module, given: Any, left: Sequence[Change]) -> list[Change]:
-    """Return the changes that a pass with the old values makes itself, as code that prepares things once.
-
-    Such a pass may fail, since it prepares a second time what is prepared already, such as hooks.
-    """
-    if not left:
-        return []
-    with _values_set(module, left, [change.old for change in left]), seeded(0):
-        args, kwargs = pytree.tree_map(_copied, given)
-        with suppress(Exception):
-            module.forward(*args, **kwargs)
-        return [change for change in left if change.is_there_again()]
-
-
-def _is_same(
-    module: nn.Module,
-    given: Any,
-    left: Sequence[Change],
-    values: Sequence[Any],
-    new: Pass,
-    cut: Cut | None,
-) -> bool:
-    """Whether a pass with these values instead of the new ones gives the same, or runs the same operators."""
-    try:
-        known = _run_once(module, given, left, values, cut)
-    except Exception:  # the old values may not fit these arguments
-        return False
-    return _are_alike(new, known)
-
-
-def _are_alike(new: Pass, known: Pass) -> bool:
-    """Whether a pass gives what a known one gives, or runs the same operators where units are missing."""
-    (after, outputs), (before, expected) = new, known
-    return relative_difference(outputs, expected) <= rounding_of(expected) or before.runs_as(after)
-
-
-def _is_same_by_module(module: nn.Module, given: Any, changes: Sequence[Change], cut: Cut | None) -> bool:
-    """Whether passes with the old and with the new values run the same operators outside the changed modules.
-
-    Inside these, layers with new weights may take the place of others.
-    """
-    owners = {str(change.entry.title).removesuffix("._modules").removeprefix("model.") for change in changes}
-    paths = [path for path, _ in module.named_modules() if path in owners]
-    try:
-        before, _ = _run_once(module, given, changes, [change.old for change in changes], cut, paths)
-        after, _ = _run_once(module, given, changes, None, cut, paths, before)
-    except Exception:  # the old values may not fit these arguments
-        return False
-    return before.runs_as(after)
-
-
-def _decisive_first(
-    module: nn.Module, given: Any, left: list[Change], new: Pass, cut: Cut | None
-) -> list[Change]:
-    """Put a change first that makes a difference alone, so that the message names it."""
-    for change in left[:FEW] if len(left) > 1 else ():
-        with suppress(Exception):
-            if not _run_once(module, given, [change], [change.old], cut)[0].runs_as(new[0]):
-                return [change, *(one for one in left if one is not change)]
-    return left
+            is_same(module, given, some, values, new, self.cut) for some, values in tries
+        ) or is_same_by_module(module, given, whole, self.cut)
 
 
 def _has_weights(old: Any, new: nn.Module) -> bool:
@@ -357,78 +297,6 @@ def _has_weights(old: Any, new: nn.Module) -> bool:
 def _is_light(one: tuple[Any, Sequence[tuple[Any, Any, Any]]]) -> bool:
     """Whether what is remembered of a call keeps nothing large alive."""
     return all(type(value) in ATOMS for _, _, value in one[1])
-
-
-def _run_once(
-    module: nn.Module,
-    given: Any,
-    changes: Sequence[Change],
-    values: Sequence[Any] | None,
-    cut: Cut | None,
-    *by_module: Any,
-    forced: ForcedOutcomes | None = None,
-    compared: Sequence[Any] = (),
-    by_value: bool = True,
-) -> tuple[Operators, list[Tensor]]:
-    """Run a module once on copies of arguments. The module is as it was afterwards.
-
-    Args:
-        module: The pruned module.
-        given: The arguments of the call.
-        changes: What has changed.
-        values: Values in place of the new ones of `changes`; None: the new values stay.
-        cut: See `Operators`.
-        by_module: The modules by which to compare, and the pass to compare with; see `Operators`.
-        forced: Outcomes for conditions on values of tensors.
-        compared: Arguments of calls that are compared, which may have other sizes.
-        by_value: See `Operators`.
-
-    Returns:
-        The operators that ran, and the outputs.
-    """
-    args, kwargs = pytree.tree_map(_copied, given)
-    with _values_set(module, changes, values):
-        sizes = {n for leaf in pytree.tree_leaves(compared) if isinstance(leaf, Tensor) for n in leaf.shape}
-        inputs = named(module, (args, kwargs))
-        operators = Operators(
-            module, inputs, cut, *by_module, shapes=not compared, sizes=sizes, by_value=by_value
-        )
-        for change in changes if values is None else ():
-            if isinstance(change.new, nn.Module):
-                operators.watch(change.new)
-        with seeded(0), operators, WholeCalls(operators, forced):
-            outputs = tensors_of(module.forward(*args, **kwargs))
-        operators.returned(outputs)
-        operators.written = [one for one in changes if values is None and one.is_overwritten()]
-        return operators, [output.detach() for output in outputs]
-
-
-@contextmanager
-def _values_set(module: nn.Module, changes: Sequence[Change], values: Sequence[Any] | None) -> Iterator[None]:
-    """Inside, a module has these values in place of the new ones; None leaves the new ones."""
-    state = State(module, functions=True, parameters=module.training)
-    try:
-        for change, value in zip(changes, values or (), strict=False):
-            change.put(value)
-        with WritesUndone(module):
-            yield
-    finally:
-        for change in changes if values is not None else ():
-            change.put(change.new)
-        state.restore()
-
-
-def _copied(leaf: Any) -> Any:
-    """Copy an argument; a tensor with its strides, since code may ask whether it is contiguous."""
-    if not isinstance(leaf, Tensor):
-        return copy.deepcopy(leaf)
-    if is_transformed(leaf):  # `vmap` runs other operators on it, with an axis more
-        return torch.ones(leaf.shape, dtype=leaf.dtype, device=leaf.device)
-    found = leaf.detach().clone()
-    if found.layout is torch.strided and found.stride() != leaf.stride():  # steps or repeats in memory
-        span = 1 + sum((n - 1) * step for n, step in zip(leaf.shape, leaf.stride(), strict=True))
-        found = leaf.detach().as_strided((span,), (1,)).clone().as_strided(leaf.shape, leaf.stride())
-    return found.requires_grad_(leaf.requires_grad)
 
 
 def _kind(leaf: Any) -> Any:
