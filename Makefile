@@ -65,7 +65,7 @@ lint: $(VENV)/.stamp-dev  ## Check style and formatting
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 
-types: $(VENV)/.stamp-dev  ## Check the types of src
+types: $(VENV)/.stamp-dev  ## Check the types
 	$(BIN)/mypy
 
 fmt: $(VENV)/.stamp-dev  ## Format the code and fix what can be fixed

@@ -78,7 +78,7 @@ def attack_readers(most: int, place: Path) -> tuple[dict[str, dict[str, int]], l
             file = folder / reader.file
             regular = file.is_file() and not file.is_symlink()
             size = min(file.stat().st_size, 1 << 30) if regular else 0
-            status, said = in_child(lambda r=reader, f=folder, s=size: read_once(r.read, f, s))  # type: ignore[misc]
+            status, said = in_child(lambda r=reader, f=folder, s=size: read_once(r.read, f, s))
             fate = said.partition(":")[0] if status == 0 else "dangerous"
             found[fate] += 1
             if fate not in ("refused", "loaded"):

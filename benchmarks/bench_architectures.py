@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 import secateur as sc
 from benchmarks import results
 from benchmarks.peer_torch_pruning import measured
-from tests.zoo.models import ENTRIES, Entry
+from tests.zoo.entry import Entry
+from tests.zoo.models import ENTRIES
 
 RATIO = 0.3
 TARGET = 5.0

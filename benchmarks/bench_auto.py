@@ -27,8 +27,6 @@ from typing import Any
 
 import torch
 from scipy.stats import spearmanr
-from secateur.targets.experts.choose import DEFAULT as EXPERTS
-from secateur.targets.weights.choose import DEFAULT as WEIGHTS
 from torch import Tensor, nn
 
 import secateur as sc
@@ -43,6 +41,8 @@ from secateur.calibration import Calibration
 from secateur.calibration.subset import take_share
 from secateur.measure.evaluate import evaluate
 from secateur.pipeline.auto.choose import FEW, MORE
+from secateur.pipeline.targets.experts import Experts
+from secateur.pipeline.targets.weights import SingleWeights
 from secateur.repairs.batchnorm import batch_norms, reestimate
 from secateur.repairs.judging import Judge
 from secateur.repairs.sweep import sweep
@@ -208,7 +208,7 @@ def weights(
             repair="reconstruct", seed=seed, progress=False,
         )  # fmt: skip
 
-    rules = {name: make() for name, make in WEIGHTS.items()}
+    rules = {name: make() for name, make in SingleWeights.candidates.items()}
     return beside(rules, (0.7, 0.9), seeds, pruned, lambda small: 100 * top1(small.eval(), *test))
 
 
@@ -224,7 +224,7 @@ def experts(seeds: int, stretches: int, count: int) -> list[dict[str, Any]]:
             measure_latency=False, seed=seed, progress=False,
         )  # fmt: skip
 
-    rules = {name: make() for name, make in EXPERTS.items()}
+    rules = {name: make() for name, make in Experts.candidates.items()}
     return beside(rules, (0.75, 0.5), seeds, pruned, lambda small: perplexity(small, test, stretches))
 
 

@@ -135,7 +135,7 @@ def exported(entry: Entry) -> dict[str, float | str]:
     """The difference of each export of one architecture, or why there is none."""
     model, inputs = entry.make(), entry.inputs()
     if getattr(getattr(model, "config", None), "use_cache", False):
-        model.config.use_cache = False  # type: ignore[union-attr]
+        model.config.use_cache = False
     graph = sc.trace(model, inputs)
     plan = sc.Plan.build(graph, random_keep(graph), allocator="random")
     small = sc.apply(model, plan, graph=graph, example_inputs=inputs)
@@ -155,7 +155,7 @@ def exported(entry: Entry) -> dict[str, float | str]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             given = {f"{k:02}": v.numpy() for k, v in enumerate([*args, *kwargs.values()])}
-            np.savez(folder / "x.npz", **given)  # type: ignore[arg-type]
+            np.savez(folder / "x.npz", **given)
             (folder / "names").write_text(" ".join(kwargs))
             try:
                 place = folder / ("m" if target == "folder" else f"m.{target.partition(',')[0]}")

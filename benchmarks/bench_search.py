@@ -115,7 +115,7 @@ def on_smollm2(write: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         "texts": TEXTS,
         "tokens": LENGTH,
         "polished_texts": len(texts) - HELD,
-        "polish": asdict(POLISH) | asdict(POLISH.settled(target.graph)),
+        "polish": asdict(POLISH) | asdict(POLISH.with_defaults(target.graph)),
         "runs": _of_flap(results.read("search") or {}),
     }
 
