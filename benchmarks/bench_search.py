@@ -7,11 +7,11 @@ No labels are read but to measure with. All plans are repaired by `reconstruct` 
 - resnet20: channels inside the blocks at three budgets, 1,000 training images, three draws; judged on 3,000
   test images. depth: the same for the rules alone, without the search.
 - smollm2: heads and neurons of SmolLM2-135M at shares of the parameters of its blocks, 64 texts of 256
-  tokens; perplexity on other texts: FLAP's rule with its own compensation (`benchmarks/flap.py`) beside
-  `RepairAware`, the start of a search, refitted, and trained from there by `polish`: one pass over 160 texts
-  of the same half, the 64 among them, in steps of 2; the last 8 are held out. Rows are written as they are
-  found; those of FLAP stay if the file has them for the same texts. A search there takes minutes for each
-  plan, and was not measured.
+  tokens, three draws without a common text; perplexity on other texts: FLAP's rule with its own compensation
+  (`benchmarks/flap.py`) beside `RepairAware`, the start of a search, refitted, and trained from there by
+  `polish`: one pass over 160 texts, the 64 among them, in steps of 2; the last 8 are held out. Rows are
+  written as they are found, and are not run again if the file has them for the same settings. A search there
+  takes minutes for each plan, and was not measured.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ SEARCH: dict[str, Any] = {"search": sc.Search()}
 TEXTS, LENGTH, JUDGED, SHARES = 64, 256, 24, (0.8, 0.7, 0.5)
 POLISHED, STEP, HELD = 160, 2, 8
 POLISH = sc.Polish(passes=1, mixed=True)
+FLAP, REFITTED, TRAINED = "flap", "repair_aware", "repair_aware, polished"
 
 
 def entry(name: str, result: sc.Result, seconds: float) -> dict[str, Any]:
@@ -101,29 +102,65 @@ def resnet20_table(found: dict[str, Any]) -> str:
     )
 
 
-def on_smollm2(write: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    """Perplexity and processor time for every rule and share, from one trace."""
+def on_smollm2(known: dict[str, Any], write: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """Perplexity and processor time for every draw, rule and share.
+
+    Args:
+        known: What an earlier run found; rows of the same settings stay.
+        write: Is called with all that was found after each row.
+    """
     model, tokenizer = smollm2()
-    texts = windows(tokenizer, LENGTH)[:POLISHED]
-    data = [text[None] for text in texts[:TEXTS]]
+    texts = windows(tokenizer, LENGTH)
     judged = windows(tokenizer, LENGTH, second=True)[:JUDGED]
-    every = sum(p.numel() for p in model.parameters())
-    blocks = sum(p.numel() for name, p in model.named_parameters() if "layers." in name)
-    target = Units(Task(model, sc.Calibration.of(data), repair="reconstruct"))
+    graph = sc.trace(model, texts[:1])
     found: dict[str, Any] = {
         "dense": perplexity(model, judged),
         "texts": TEXTS,
         "tokens": LENGTH,
-        "polished_texts": len(texts) - HELD,
-        "polish": asdict(POLISH) | asdict(POLISH.with_defaults(target.graph)),
-        "runs": _of_flap(results.read("search") or {}),
+        "polished_texts": POLISHED - HELD,
+        "polish": asdict(POLISH) | asdict(POLISH.with_defaults(graph)),
     }
+    same = all(known.get(name) == value for name, value in found.items() if name != "dense")
+    found["runs"] = known["runs"] if same else []
+    for seed in SEEDS:
+        one_draw(model, texts[POLISHED * seed :][:POLISHED], judged, seed, found, lambda: write(found))
+    return found
+
+
+def one_draw(
+    model: torch.nn.Module,
+    texts: torch.Tensor,
+    judged: torch.Tensor,
+    seed: int,
+    found: dict[str, Any],
+    write: Callable[[], Any],
+) -> None:
+    """Add the rows of one draw that are missing: those of FLAP, and ours.
+
+    Args:
+        model: SmolLM2.
+        texts: Token ids to score, repair and polish with. [texts, tokens]
+        judged: Token ids to measure with. [texts, tokens]
+        seed: The number of the draw.
+        found: All rows, under ``runs``.
+        write: Is called after each row.
+    """
+    data = [text[None] for text in texts[:TEXTS]]
+    every = sum(p.numel() for p in model.parameters())
+    blocks = sum(p.numel() for name, p in model.named_parameters() if "layers." in name)
+    target = Units(Task(model, sc.Calibration.of(data), repair="reconstruct"))
+    budgets = {share: sc.Budget(params=every - round((1 - share) * blocks)) for share in SHARES}
+
+    def missing(rule: str) -> dict[float, sc.Budget]:
+        there = [r["share"] for r in found["runs"] if (r["draw"], r["rule"]) == (seed, rule)]
+        return {share: budget for share, budget in budgets.items() if share not in there}
 
     def note(
-        name: str, share: float, plan: sc.Plan, small: torch.nn.Module, clock: float, **more: Any
+        rule: str, share: float, plan: sc.Plan, small: torch.nn.Module, clock: float, **more: Any
     ) -> None:
         row = {
-            "rule": name,
+            "draw": seed,
+            "rule": rule,
             "share": share,
             "params": plan.predicted.params / plan.dense.params,
             "kept": {g.name: g.kept for g in plan.groups if g.removed},
@@ -131,42 +168,56 @@ def on_smollm2(write: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
             "perplexity": perplexity(small, judged),
             **more,
         }
-        found["runs"].append(row)
+        same = [(r["draw"], r["rule"], r["share"]) == (seed, rule, share) for r in found["runs"]]
+        found["runs"] = [r for r, again in zip(found["runs"], same, strict=True) if not again] + [row]
         print({k: v for k, v in row.items() if k != "kept"}, file=sys.stderr, flush=True)
-        write(found)
+        write()
 
-    budgets = {share: sc.Budget(params=every - round((1 - share) * blocks)) for share in SHARES}
-    flap = sc.Global(removal="fluctuation", normalise="zscore")
-    missing = {} if found["runs"] else budgets
-    if missing:
+    if missing(FLAP):
+        flap = sc.Global(removal="fluctuation", normalise="zscore")
         scores, mean = target.score([flap]), mean_inputs(model, target.graph, data)
-    for share, budget in missing.items():
-        clock = time.process_time()
-        plan = target.allocate(flap, scores, budget)
-        small = compensated(target.apply(plan), model, target.graph, plan, mean)
-        note("flap", share, plan, small, clock)
+        for share, budget in missing(FLAP).items():
+            clock = time.process_time()
+            plan = target.allocate(flap, scores, budget)
+            small = compensated(target.apply(plan), model, target.graph, plan, mean)
+            note(FLAP, share, plan, small, clock)
+    if not missing(TRAINED):
+        return
     ours = sc.RepairAware(per="params")
     known = target.score_candidates([ours])
     judge = Judge(model, sc.Calibration.of([text[None] for text in texts[-HELD:]]), by_scores=True)
     work = Work(lambda: target.graph, sc.Calibration.of(list(texts[:-HELD].split(STEP))), judge=judge)
-    for share, budget in budgets.items():
+    for share, budget in missing(TRAINED).items():
         clock = time.process_time()
         small, plan = target.plan_and_apply(ours, known.scores, budget)
         small = target.repaired(small, plan)
-        note("repair_aware", share, plan, small, clock)
+        note(REFITTED, share, plan, small, clock)
         clock, before = time.process_time(), float(judge(small).mean())
         POLISH.run(small, work)
         after = float(judge(small).mean())
-        note("repair_aware, polished", share, plan, small, clock, divergence=[before, after])
-    return found
+        note(TRAINED, share, plan, small, clock, divergence=[before, after])
 
 
-def _of_flap(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of FLAP that a result file has for the same texts; all shares or none."""
-    known = content.get("smollm2", {})
-    rows = [row for row in known.get("runs", []) if row["rule"] == "flap"]
-    same = (known.get("texts"), known.get("tokens"), len(rows)) == (TEXTS, LENGTH, len(SHARES))
-    return rows if same else []
+def smollm2_table(found: dict[str, Any]) -> str:
+    """A row for each share and rule: means and spreads over draws."""
+    lines = []
+    for share in SHARES:
+        for rule in (FLAP, REFITTED, TRAINED):
+            mine = [r for r in found["runs"] if (r["share"], r["rule"]) == (share, rule)]
+            values = [r["perplexity"] for r in mine]
+            over = [value / found["dense"] for value in values]
+            minutes = statistics.mean(r["seconds"] for r in mine) / 60
+            lines.append(
+                (share, rule, len(mine), plus_minus(values, 1), plus_minus(over, 2), f"{minutes:.1f}")
+            )
+    titles = ("share", "rule", "draws", "perplexity", "over dense", "minutes, not scoring or judging")
+    return results.table(titles, lines)
+
+
+def plus_minus(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}"
 
 
 def main() -> None:
@@ -179,22 +230,11 @@ def main() -> None:
             content[name] = on_resnet20(RULES if name == "depth" else RULES | SEARCH)
             print(f"dense {100 * content[name]['dense']:.1f}\n{resnet20_table(content[name])}")
         else:
-            content[name] = on_smollm2(lambda found: results.write("search", content | {"smollm2": found}))
-            dense = content[name]["dense"]
-            rows = [
-                (r["share"], r["rule"], f"{r['perplexity']:.1f}", f"{r['perplexity'] / dense:.2f}",
-                 f"{r['seconds']:.0f}")
-                for r in content[name]["runs"]
-            ]  # fmt: skip
-            print(f"dense {dense:.1f}")
-            titles = (
-                "share of block parameters",
-                "rule",
-                "perplexity",
-                "over dense",
-                "seconds, not scoring or judging",
+            known = content.get(name, {})
+            content[name] = on_smollm2(
+                known, lambda found: results.write("search", content | {"smollm2": found})
             )
-            print(results.table(titles, rows))
+            print(f"dense {content[name]['dense']:.1f}\n{smollm2_table(content[name])}")
         results.write("search", content)
 
 
