@@ -20,13 +20,12 @@ from benchmarks import results
 from benchmarks.frontier import ours, peers, plots, report, store, tables
 from benchmarks.frontier.run import run
 from benchmarks.frontier.tuning import tune
-from benchmarks.frontier.workload import Workload
+from benchmarks.frontier.workload import EFFICIENTNET, Workload
 from benchmarks.small_networks import CACHE, NAMES
 
-POINTS = {"resnet20": (0.8, 0.68, 0.58, 0.5)}
+POINTS = {"resnet20": (0.8, 0.68, 0.58, 0.5), EFFICIENTNET: (0.8, 0.7, 0.5)}
 OTHERS = (0.7, 0.5)
 TUNED_AT = {"resnet20": 0.58}
-IMAGES = 1000
 QUICK = CACHE / "frontier_quick"
 
 
@@ -35,12 +34,13 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("networks", nargs="*", metavar="network", help=f"default all: {', '.join(NAMES)}")
+    parser.add_argument("networks", nargs="*", metavar="network",
+                        help=f"default all: {', '.join(NAMES)}; by name alone: {EFFICIENTNET}")  # fmt: skip
     parser.add_argument(
         "--points", nargs="+", type=float, help="shares of the MACs; default 4 or 2, by network"
     )
     parser.add_argument("--seeds", type=int, default=5, help="draws of calibration images")
-    parser.add_argument("--images", type=int, default=IMAGES, help="calibration images")
+    parser.add_argument("--images", type=int, help="calibration images")
     parser.add_argument("--rules", "--ours", nargs="*", metavar="RULE",
                         help=f"of ours, by name or its first word, or all: {'; '.join(ours.RULES)}; "
                              f"default {'; '.join(ours.DEFAULT)}")  # fmt: skip
@@ -68,7 +68,7 @@ def measure(asked: argparse.Namespace) -> None:
     """Runs what was asked for, network by network; plots and prints each."""
     folder = QUICK if asked.quick else results.FOLDER
     for name in asked.networks or NAMES:
-        work = Workload(name, 200 if asked.quick else asked.images, 500 if asked.quick else None)
+        work = Workload.of(name, 200 if asked.quick else asked.images, 500 if asked.quick else None)
         found = store.Store(name, about(work), folder)
         if asked.retry:
             found.forget_failures()
@@ -97,7 +97,7 @@ def about(work: Workload) -> store.Run:
         "dense_macs": work.dense_macs,
         "dense_params": work.dense_params,
         "calibration_images": work.images,
-        "test_images": len(work.test[1]),
+        "test_images": work.test_images,
     }
 
 
@@ -114,9 +114,10 @@ def main() -> int:
     """Measures, or prints and compares what was measured."""
     asked = arguments()
     warnings.simplefilter("ignore")
-    if unknown := set(asked.networks) - set(NAMES):
+    known = (*NAMES, EFFICIENTNET)
+    if unknown := set(asked.networks) - set(known):
         print(
-            f"expected networks among {', '.join(NAMES)}, got {', '.join(sorted(unknown))}.", file=sys.stderr
+            f"expected networks among {', '.join(known)}, got {', '.join(sorted(unknown))}.", file=sys.stderr
         )
         return 2
     try:

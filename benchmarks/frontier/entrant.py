@@ -10,10 +10,6 @@ from torch import nn
 from benchmarks.frontier.workload import Draw
 
 
-class NotHereError(Exception):
-    """The installed version does not have this; nothing is recorded."""
-
-
 @dataclass(frozen=True)
 class Made:
     """What an entrant made.

@@ -13,9 +13,9 @@ from time import process_time
 from typing import Any
 
 import secateur as sc
-from benchmarks.frontier.entrant import Entrant, Made, NotHereError
+from benchmarks.frontier.entrant import Entrant, Made
+from benchmarks.frontier.summary import AUTO, POLISH, SEARCH
 from benchmarks.frontier.workload import Draw, Workload
-from secateur.errors import SettingError
 
 SIDE = "secateur"
 REPAIR = ("reconstruct",)
@@ -48,8 +48,10 @@ MORE: dict[str, sc.Allocator] = {
 }
 """The other rules' defaults, and what `RepairAware` reads, ranked without costs: run if asked for."""
 
-AUTO = "auto"
-RULES = (*GRID, INNER, *MORE, AUTO)
+VIEWS = 3
+"""Views of each image that `polish` trains with."""
+
+RULES = (*GRID, INNER, *MORE, AUTO, SEARCH, POLISH)
 DEFAULT = (*GRID, INNER, AUTO)
 
 
@@ -103,44 +105,49 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Auto:
-    """The whole pipeline in one call, which chooses among rules by measuring on its calibration images."""
+class Whole:
+    """The whole pipeline in one call, with an allocator that measures on its calibration images.
+
+    Attributes:
+        allocator: What decides. ``auto`` gets labels, as other rules do that read them.
+        polish: Whether to train afterwards.
+    """
 
     workload: Workload
-    name: str = AUTO
+    name: str
+    allocator: str
+    polish: bool = False
     side: str = SIDE
 
     def made(self, draw: Draw, point: float) -> Made:
-        """Repaired; what came before repair is not kept.
-
-        Raises:
-            NotHereError: This version has no such allocator.
-        """
-        start = process_time()
-        try:
-            result: Any = sc.prune(
-                self.workload.model,
-                draw.labelled,
-                sc.Budget(macs=point),
-                AUTO,
-                measure_latency=False,
-                seed=draw.seed,
-                progress=False,
+        """Repaired; what came before repair is not kept."""
+        work, start = self.workload, process_time()
+        result = sc.prune(
+            work.model,
+            draw.labelled if self.allocator == AUTO else draw.unlabelled,
+            sc.Budget(macs=point),
+            self.allocator,
+            repair="reconstruct" if self.allocator == SEARCH else "auto",
+            measure_latency=False,
+            seed=draw.seed,
+            progress=False,
+        )
+        small, seconds = result.model, {"all": process_time() - start}
+        if self.polish:
+            views = sc.Calibration.of(draw.unlabelled, views=VIEWS)
+            small = sc.repair(
+                small, work.model, views, "polish", graph=work.graph, seed=draw.seed, progress=False
             )
-        except SettingError as error:
-            if str(error).startswith("allocator: expected one of"):
-                raise NotHereError(f"allocator={AUTO!r} is not in this version") from error
-            raise
-        seconds = {"all": process_time() - start}
-        contest = result.report.selection.model_dump(mode="json")
+            seconds["polish"] = process_time() - start - seconds["all"]
+        contest = result.report.selection
         notes = {
-            "chosen": contest["candidates"][0]["name"],
-            "contest": contest,
+            "chosen": contest.candidates[0].name if contest else None,
+            "contest": contest.model_dump(mode="json") if contest else None,
             "settings": dict(result.plan.settings),
             "kept": {g.name: [g.kept, g.size] for g in result.plan.groups},
-            "repairs": _kept(result.model),
+            "repairs": _kept(small),
         }
-        return Made({"repaired": result.model.eval()}, seconds, notes)
+        return Made({"repaired": small.eval()}, seconds, notes)
 
 
 def entrants(workload: Workload, names: Sequence[str] = DEFAULT) -> list[Entrant]:
@@ -152,7 +159,12 @@ def entrants(workload: Workload, names: Sequence[str] = DEFAULT) -> list[Entrant
     if INNER in names and workload.streams:
         limits = sc.Limits(ignore=workload.streams)
         found.append(Fixed(workload, scoring, INNER, sc.RepairAware(), limits))
-    return [*found, Auto(workload)] if AUTO in names else found
+    whole = {
+        AUTO: Whole(workload, AUTO, AUTO),
+        SEARCH: Whole(workload, SEARCH, SEARCH),
+        POLISH: Whole(workload, POLISH, AUTO, polish=True),
+    }
+    return found + [entrant for name, entrant in whole.items() if name in names]
 
 
 def named(asked: Sequence[str]) -> tuple[str, ...]:

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-OURS, AUTO = "secateur", "auto"
+OURS = "secateur"
+AUTO, SEARCH, POLISH = COLUMNS = "auto", "search", "polish"
+"""Entrants of ours with a column of their own. ``polish`` trains what ``auto`` gives, without labels."""
+
 COMES, REFRESHED, REPAIRED = "pruned", "batchnorm", "repaired"
 
 BEHIND, OURS_BEHIND = 3.0, 1.0
@@ -110,19 +113,23 @@ class Contest:
 
     Attributes:
         auto: The choice by measurement.
+        search: The allocation that was searched for.
+        polish: The choice by measurement, trained.
         fixed: The best single rule of ours, repaired.
         comes: The best peer as it comes.
         given: The best peer with its batch norms re-estimated, where it has any.
     """
 
     auto: Row | None
+    search: Row | None
+    polish: Row | None
     fixed: Row | None
     comes: Row | None
     given: Row | None
 
     def all(self) -> list[Row]:
         """Those that there are."""
-        return [row for row in (self.auto, self.fixed, self.comes, self.given) if row is not None]
+        return [row for row in vars(self).values() if row is not None]
 
 
 def contest(of: Sequence[Row], point: float) -> Contest:
@@ -131,8 +138,8 @@ def contest(of: Sequence[Row], point: float) -> Contest:
     theirs = [row for row in of if row.side != OURS]
     refreshed = {(row.side, row.rule) for row in theirs if row.stage == REFRESHED}
     kinds = (
-        [row for row in ours if row.rule == AUTO],
-        [row for row in ours if row.rule != AUTO],
+        *([row for row in ours if row.rule == name] for name in COLUMNS),
+        [row for row in ours if row.rule not in COLUMNS],
         [row for row in theirs if row.stage == COMES],
         [row for row in theirs if row.stage == REFRESHED or (row.side, row.rule) not in refreshed],
     )

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.frontier.summary import (
     AUTO,
     BEHIND,
+    COLUMNS,
     COMES,
     OURS,
     OURS_BEHIND,
@@ -35,8 +36,8 @@ def short(contents: Sequence[Content]) -> str:
         return "No results yet: `python -m benchmarks.frontier`"
     first = contents[0]
     heading = (
-        "network, dense", "MACs", "`auto`", "best single rule", "best peer, as it comes",
-        "best peer, batch norms re-estimated",
+        "network, dense", "MACs", "`auto`", "`search`", "`polish`", "best single rule",
+        "best peer, as it comes", "best peer, batch norms re-estimated",
     )  # fmt: skip
     lines = [_line(heading), _line(["---"] * len(heading))]
     for content in contents:
@@ -52,7 +53,8 @@ def short(contents: Sequence[Content]) -> str:
         f"{first['test_images']} test images, mean ± standard deviation over {draws} of the calibration "
         "images; who is far behind the best of its kind at the first draw (a peer by "
         f"{BEHIND:g} points, a rule of ours by {OURS_BEHIND:g}) runs on that one only. Ours are refitted "
-        "(`reconstruct`, no labels); `auto` is one call of `sc.prune`; "
+        "(`reconstruct`, no labels); `auto` and `search` are one call of `sc.prune`, and `polish` trains "
+        "what `auto` gives, without labels; "
         f"the single rules are {_listing(_rules(contents))}. Peers: {_listing(tools) or 'none'}, each "
         "criterion, ranking and scope at the largest cost that it reaches within the budget. The best single "
         "rule and the best peer are chosen at each point by the test images themselves. In bold the highest "
@@ -76,13 +78,15 @@ def _contest_cells(of: Sequence[Row], point: float) -> list[str]:
     found = contest(of, point)
     leader = best(found.all(), point)
     cells = []
-    for row in (found.auto, found.fixed, found.comes, found.given):
+    for row in vars(found).values():
         if row is None:
             cells.append(NONE)
             continue
         text = str(row.cells[point])
         text = f"**{text}**" if row is leader else text
-        name = "" if row.rule == AUTO else f" ({row.rule if row.side == OURS else f'{row.side}, {row.rule}'})"
+        name = (
+            "" if row.rule in COLUMNS else f" ({row.rule if row.side == OURS else f'{row.side}, {row.rule}'})"
+        )
         cells.append(text + name)
     return cells
 
@@ -199,7 +203,7 @@ def _peers_that_win(contents: Sequence[Content]) -> str:
             found = contest(of, point)
             leader = best(found.all(), point)
             if leader is not None and leader.side != OURS:
-                ours = best([r for r in (found.auto, found.fixed) if r is not None], point)
+                ours = best([r for r in found.all() if r.side == OURS], point)
                 behind = NONE if ours is None else f"{leader.cells[point].mean - ours.cells[point].mean:.1f}"
                 places.append(
                     f"{content['network']} at {point:g} ({leader.side}, {leader.rule}, by {behind})"
@@ -208,13 +212,13 @@ def _peers_that_win(contents: Sequence[Content]) -> str:
 
 
 def _where_auto_leads(contents: Sequence[Content]) -> str:
-    """Whether `auto` is first, or within one standard error of who is."""
+    """Whether `auto` is first among those that do not train, or within one standard error of who is."""
     level, behind = 0, []
     for content in contents:
         of = rows(content)
         for point in points(content):
             found = contest(of, point)
-            leader = best(found.all(), point)
+            leader = best([r for r in found.all() if r is not found.polish], point)
             if found.auto is None or leader is None:
                 continue
             lag = leader.cells[point].mean - found.auto.cells[point].mean
@@ -224,15 +228,15 @@ def _where_auto_leads(contents: Sequence[Content]) -> str:
                 behind.append(f"{content['network']} at {point:g} by {lag:.1f} ({leader.rule})")
     if not level + len(behind):
         return ""
-    text = f"`auto` is first, or within one standard error of the difference to the first, at {level} of "
-    text += f"{level + len(behind)} points"
+    text = "Without training, `auto` is first, or within one standard error of the difference to the first, "
+    text += f"at {level} of {level + len(behind)} points"
     return text + (f"; it is behind on {_listing(behind)}." if behind else ".")
 
 
 def _rules(contents: Sequence[Content]) -> list[str]:
     """Our single rules."""
     runs = (run for content in contents for run in content["runs"])
-    return list(dict.fromkeys(r["rule"] for r in runs if r["side"] == OURS and r["rule"] != AUTO))
+    return list(dict.fromkeys(r["rule"] for r in runs if r["side"] == OURS and r["rule"] not in COLUMNS))
 
 
 def _listing(words: Sequence[str]) -> str:

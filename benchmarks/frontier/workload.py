@@ -1,4 +1,8 @@
-"""What all are measured on: one network, its calibration images by seed, its test images, its costs."""
+"""What all are measured on: one network, its calibration images by seed, its test images, its costs.
+
+Seven small networks on CIFAR-10, which share their test images; and EfficientNet-Lite0 on 500 pictures of
+ImageNet, of which each seed calibrates with some and measures on the others.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur as sc
-from benchmarks import cifar
+from benchmarks import cifar, imagenet
 from benchmarks.resnet20 import top1
 from benchmarks.small_networks import network
 from secateur.graph.groups import Group
 
-POOL = 5000
-"""Training images that calibration images are drawn from."""
+IMAGES, POOL = 1000, 5000
+"""Calibration images of CIFAR-10, and training images that they are drawn from."""
 
 BATCH = 100
+
+PICTURES, PICTURES_BATCH = 350, 50
+"""Pictures of ImageNet that calibrate, of 500, and how many are read at a time."""
+
+EFFICIENTNET = "efficientnet"
 
 
 def macs(model: nn.Module, images: Tensor) -> int:
@@ -42,7 +51,7 @@ def params(model: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Draw:
-    """The calibration images of one seed, in batches of `BATCH`.
+    """The calibration images of one seed, in batches.
 
     Attributes:
         seed: Chooses them.
@@ -63,21 +72,49 @@ class Workload:
     """A trained network, and how anything made of it is measured.
 
     Args:
-        name: One of `benchmarks.small_networks.NAMES`.
+        name: Of the network.
+        model: The network.
+        pool: Images and labels that calibration images are drawn from.
+        test: Images and labels to measure on.
         images: Calibration images a seed.
-        test_images: How many of the test images; None for all.
     """
 
-    def __init__(self, name: str, images: int = 1000, test_images: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        pool: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        images: int,
+    ) -> None:
         self.name = name
         self.images = images
-        self.model = network(name)
-        self.test = cifar.load("test", test_images)
-        self._pool = cifar.load("train", POOL)
-        self.example = self._pool[0][:2]
+        self.model = model
+        self.test = test
+        self._pool = pool
+        self.example = pool[0][:2]
         self.graph = sc.trace(self.model, self.example)
         self.dense_macs, self.dense_params = macs(self.model, self.example), params(self.model)
         self._known: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, name: str, images: int | None = None, test_images: int | None = None) -> Workload:
+        """One of `benchmarks.small_networks.NAMES`, or `EFFICIENTNET`.
+
+        Args:
+            name: The network's name.
+            images: Calibration images a seed. Default: 1,000 of CIFAR-10, 350 of ImageNet.
+            test_images: How many of CIFAR-10's test images; None for all.
+        """
+        if name == EFFICIENTNET:
+            return Pictures(images or PICTURES)
+        pool, test = cifar.load("train", POOL), cifar.load("test", test_images)
+        return cls(name, network(name), pool, test, images or IMAGES)
+
+    @property
+    def test_images(self) -> int:
+        """Number of images that a draw measures on."""
+        return len(self.test[1])
 
     def makers(self, group: Group) -> dict[str, int]:
         """The layers that compute a group's units, and how many channels each gives it.
@@ -103,10 +140,14 @@ class Workload:
 
     def draw(self, seed: int) -> Draw:
         """Another draw for each seed, the same for all who are measured."""
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(POOL, generator=generator)[: self.images]
+        return self._calibrating(seed, self._order(seed)[: self.images], BATCH)
+
+    def _order(self, seed: int) -> Tensor:
+        return torch.randperm(len(self._pool[1]), generator=torch.Generator().manual_seed(seed))
+
+    def _calibrating(self, seed: int, chosen: Tensor, batch: int) -> Draw:
         images, labels = self._pool
-        return Draw(seed, [(images[c], labels[c]) for c in chosen.split(BATCH)])
+        return Draw(seed, [(images[c], labels[c]) for c in chosen.split(batch)])
 
     def top1(self, model: nn.Module) -> float:
         """The fraction of test images that a model in eval mode gets right; measured once a model."""
@@ -120,3 +161,23 @@ class Workload:
             "macs": macs(model, self.example) / self.dense_macs,
             "params": params(model) / self.dense_params,
         }
+
+
+class Pictures(Workload):
+    """EfficientNet-Lite0 on 500 pictures: those that a draw leaves measure, until the next one."""
+
+    def __init__(self, images: int) -> None:
+        every = imagenet.load()
+        super().__init__(EFFICIENTNET, imagenet.efficientnet_lite0(), every, every, images)
+
+    @property
+    def test_images(self) -> int:
+        """Number of images that a draw measures on."""
+        return len(self._pool[1]) - self.images
+
+    def draw(self, seed: int) -> Draw:
+        """Another split for each seed, the same for all who are measured."""
+        chosen, rest = self._order(seed).tensor_split([self.images])
+        self.test = (self._pool[0][rest], self._pool[1][rest])
+        self._known.clear()
+        return self._calibrating(seed, chosen, PICTURES_BATCH)

@@ -38,7 +38,7 @@ PEER = runs("Torch-Pruning", "L1, global", 0.5, pruned=[0.4, 0.4, 0.4], batchnor
 def test_means_spread_and_the_leader_in_bold() -> None:
     text = tables.short([content(*OURS, PEER)])
     expected = (
-        "| tiny, 90.0 | 0.5 | – | **82.0 ± 2.0** (tod) | 40.0 ± 0.0 (Torch-Pruning, L1, global) "
+        "| tiny, 90.0 | 0.5 | – | – | – | **82.0 ± 2.0** (tod) | 40.0 ± 0.0 (Torch-Pruning, L1, global) "
         "| 71.0 ± 1.0 (Torch-Pruning, L1, global) |"
     )
     assert expected in text.splitlines()
@@ -70,6 +70,16 @@ def test_the_standard_error_is_of_paired_differences() -> None:
     one, other = (row.cells[0.5] for row in rows(content(*OURS)) if row.stage == REPAIRED)
     # differences 1, 2, 3: their standard deviation 1, over the root of 3
     assert standard_error(one, other) == pytest.approx(3**-0.5)
+
+
+def test_search_and_polish_have_columns_and_auto_is_held_to_what_does_not_train() -> None:
+    more = [
+        runs("secateur", rule, 0.5, repaired=[top1] * 3)
+        for rule, top1 in (("auto", 0.83), ("search", 0.82), ("polish", 0.87))
+    ]
+    text = tables.short([content(*OURS, PEER, *more)])
+    assert "| 0.5 | 83.0 ± 0.0 | 82.0 ± 0.0 | **87.0 ± 0.0** | 82.0 ± 2.0 (tod) |" in text
+    assert text.replace("\n", " ").endswith("at 1 of 1 points.")
 
 
 def test_a_failure_is_shown_and_leaves_no_figure() -> None:
