@@ -23,11 +23,7 @@ def measure_sizes(program: ExportedProgram) -> None:
     the meta device, which has no values. A program of a branch that these inputs do not take may fail: then
     its sizes stay unknown, and what reads them is frozen.
     """
-    nodes = [
-        n
-        for n in program.graph.nodes
-        if any(depends_on_data(s) for leaf in pytree.tree_leaves(n.meta.get("val")) for s in _sizes(leaf))
-    ]
+    nodes = nodes_of_data(program)
     if not nodes or program.example_inputs is None:
         return
     values = arguments_of(program, pytree.tree_leaves(program.example_inputs))
@@ -35,6 +31,15 @@ def measure_sizes(program: ExportedProgram) -> None:
         return
     with torch.no_grad(), suppress(Exception):
         _Measuring(program.graph_module, frozenset(nodes)).run(*values)
+
+
+def nodes_of_data(program: ExportedProgram) -> list[fx.Node]:
+    """Return the nodes whose values have a size that depends on the data."""
+    return [
+        n
+        for n in program.graph.nodes
+        if any(depends_on_data(s) for leaf in pytree.tree_leaves(n.meta.get("val")) for s in _sizes(leaf))
+    ]
 
 
 def arguments_of(program: ExportedProgram, leaves: Iterable[Any]) -> list[Any]:

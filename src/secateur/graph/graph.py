@@ -18,6 +18,7 @@ from secateur.errors import PlanError
 from secateur.graph.assemble import Assembled
 from secateur.graph.costs import CostModel
 from secateur.graph.coverage import Coverage, coverage_of
+from secateur.graph.datasizes import nodes_of_data
 from secateur.graph.flags import Reader
 from secateur.graph.groups import Frozen, Group, Left, group_called
 from secateur.graph.inputs import Arguments, InputSpec
@@ -118,6 +119,11 @@ class Graph:
             found[group.name] = offset
             offset += group.size
         return found
+
+    @property
+    def costs_follow_data(self) -> bool:
+        """Whether MACs depend on values of the inputs, as where each expert gets the tokens that chose it."""
+        return bool(nodes_of_data(self.program))
 
     @property
     def costs(self) -> CostModel:

@@ -59,6 +59,14 @@ def test_one_budget_decides_on_both_and_the_result_is_proven(family: str, tmp_pa
     assert sc.record_of(loaded).plan == plan
 
 
+def test_a_plan_read_from_its_file_applies_whatever_tokens_the_experts_got() -> None:
+    """MACs depend on which expert a token chooses, and the trace of `apply` has other tokens."""
+    model, graph = traced()
+    plan = planned(graph)
+    small = sc.apply(model, sc.Plan.from_json(plan.to_json()))
+    assert sum(p.numel() for p in small.parameters()) == plan.predicted.params
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_experts_may_have_a_share_of_the_saving(share: float) -> None:
     """Then rules whose knobs mean different things go together."""

@@ -90,6 +90,11 @@ class Joined:
         return self.units.folded
 
     @property
+    def costs_follow_data(self) -> bool:
+        """As for `Graph`."""
+        return self.units.costs_follow_data
+
+    @property
     def static_batch(self) -> int | None:
         """As for `Graph`."""
         return self.units.static_batch
