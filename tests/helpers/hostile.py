@@ -427,6 +427,27 @@ def _sparse(file: Path) -> None:
         opened.truncate(1 << 40)
 
 
+def _with_more(reader: Reader) -> Change:
+    """A tensor of a terabyte more behind the others, all of it a hole."""
+
+    def change(folder: Path) -> None:
+        file = folder / reader.file
+        raw = file.read_bytes()
+        if raw[8:9] != b"{":  # of another format
+            _sparse(file)
+            return
+        header = header_of(file)
+        end = max((e["data_offsets"][1] for name, e in header.items() if name != "__metadata__"), default=0)
+        header["more"] = {"dtype": "U8", "shape": [1 << 40], "data_offsets": [end, end + (1 << 40)]}
+        text = json.dumps(header).encode()
+        body = raw[len(raw) - end :]
+        file.write_bytes(struct.pack("<Q", len(text)) + text + body)
+        with file.open("r+b") as opened:
+            opened.truncate(8 + len(text) + end + (1 << 40))
+
+    return change
+
+
 def _text(text: str | bytes) -> Callable[[Reader], Change]:
     data = text.encode() if isinstance(text, str) else text
     return lambda reader: lambda folder: (folder / reader.file).write_bytes(data) and None
@@ -452,6 +473,7 @@ ANYWHERE: dict[str, Callable[[Reader], Change]] = {
     "a link to itself": _replace(lambda p: p.symlink_to(p)),
     "a link to nothing": _replace(lambda p: p.symlink_to("nowhere")),
     "a terabyte of holes": _replace(_sparse),
+    "a terabyte more": _with_more,
     "nothing": _replace(lambda p: None),
     "empty": _text(""),
     "deep lists": _text("[" * 200_000),

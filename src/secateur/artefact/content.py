@@ -62,11 +62,15 @@ class Content(BaseModel):
 
 
 @contextmanager
-def opened_artefact(folder: Path) -> Iterator[tuple[Content, TensorFile]]:
+def opened_artefact(folder: Path, at_most: int | None = None) -> Iterator[tuple[Content, TensorFile]]:
     """Open the record and the tensors that it names. If a save replaces both meanwhile, either pair is found.
 
+    Args:
+        folder: The artefact.
+        at_most: Bytes that the tensors may have. A larger file is refused before it is read.
+
     Raises:
-        ArtefactError: A file is missing, damaged, altered, foreign or newer.
+        ArtefactError: A file is missing, damaged, altered, foreign, newer or too large.
     """
     if not os.path.isdir(folder):
         raise ArtefactError(
@@ -81,6 +85,13 @@ def opened_artefact(folder: Path) -> Iterator[tuple[Content, TensorFile]]:
                 if file is None:
                     continue
                 seen = seen or os.fstat(file.fileno())
+                size = os.fstat(file.fileno()).st_size
+                if at_most is not None and size > at_most:
+                    raise ArtefactError(
+                        f"load({folder}): expected {TENSORS} of at most {at_most:,} bytes for the model that "
+                        f"make_model() makes, got {size:,}. Pass the function that made the model that was "
+                        "pruned."
+                    )
                 if (tensors := _named(file, folder, content)) is not None:
                     yield content, tensors
                     return

@@ -52,6 +52,9 @@ from secateur.targets.units.tensors import check_positions
 
 _EXTRA = "_extra_state"
 
+_MOST_BYTES = 1 << 30
+"""Bytes that an artefact's tensors may have, beside eight for each number of the dense model: extra state."""
+
 
 def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
     """Write a pruned model, atomically.
@@ -155,9 +158,10 @@ def load(
             "sc.load(directory, lambda: model)."
         )
     require_numbers("load", torch.device("cpu"))  # files are read to the CPU
-    with opened_artefact(folder) as (content, file):
-        tensors = file.tensors()
     model = unwrap(make_model())
+    numbers = sum(tensor.numel() for tensor in named_tensors(model).values())
+    with opened_artefact(folder, _MOST_BYTES + 8 * numbers) as (content, file):
+        tensors = file.tensors()
     if content.form == "graph" and (held := [*_with_extra_state(model)]):
         raise ArtefactError(
             f"load({folder}): expected a model without get_extra_state, which a captured program does not "

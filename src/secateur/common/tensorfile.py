@@ -122,12 +122,19 @@ class TensorFile:
         """Read one tensor into memory of its own.
 
         Raises:
-            SecateurError: This version does not know its dtype, or the file has become shorter.
+            SecateurError: This version does not know its dtype, it does not fit into memory, or the file has
+                become shorter.
         """
         entry = self.entries[name]
         if entry.dtype not in DTYPES:
             raise self._refused(f"{name[:80]} of dtype {entry.dtype}, which is not known")
-        found = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+        try:
+            found = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+        except RuntimeError as refused:  # so torch calls a lack of memory
+            raise self._error(
+                f"{self._where}: expected tensors that fit into memory, got {name[:80]!r} of {entry.size:,} "
+                "bytes. Check where the file comes from, or use a machine with more memory."
+            ) from refused
         if entry.size:
             self._file.seek(self.start + entry.data_offsets[0])
             whole: Any = found.reshape(-1).view(torch.uint8).numpy().data
