@@ -119,6 +119,19 @@ def test_another_checkpoint_is_refused_before_anything_is_written(tmp_path: Path
     assert not (tmp_path / "small").exists()
 
 
+def test_dense_weights_in_another_format_are_left_out(tmp_path: Path) -> None:
+    model, _, plan = pruned("qwen2", equal=True)
+    dense = tmp_path / "dense"
+    model.save_pretrained(dense)
+    (dense / "vocab.txt").write_text("a b")
+    with (dense / "pytorch_model.bin").open("wb") as file:
+        file.truncate(1 << 36)  # a hole
+    with pytest.warns(UserWarning, match=r"left out pytorch_model\.bin"):
+        found = prune_checkpoint(dense, plan, tmp_path / "out")
+    assert (found / "vocab.txt").read_text() == "a b"
+    assert not (found / "pytorch_model.bin").exists()
+
+
 def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:
     model, _, plan = pruned("mixtral", equal=True)
     with pytest.raises(sc.ArtefactError, match=r"expected model.safetensors, got none"):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from secateur.targets.units.record import record_of
 
 CONFIG, PLAN = "config.json", "secateur_plan.json"
 _LARGEST_CONFIG = 1 << 24
+_LARGEST_OTHER = 1 << 28
+"""Bytes of a file that is copied. A larger one holds the dense weights in another format."""
 
 _LISTED = re.compile(r"^(?P<before>.*\bexperts)\.(?P<number>\d+)\.(?P<after>.+)$")
 """How checkpoints name a single expert's tensors, also where the model holds them fused."""
@@ -81,7 +84,8 @@ def prune_checkpoint(source: str | Path, plan: Plan, directory: str | Path) -> P
     The model is never built: one shard is read, cut and written before the next. Experts may be stored
     fused, or one by one as checkpoints of Transformers often are; those that stay are numbered anew. The
     configuration's counts follow; where blocks keep different numbers, they stay as they are and
-    ``per_layer_config`` says the rest. Everything else in the folder is copied.
+    ``per_layer_config`` says the rest. Other files of the folder are copied. Those above 256 MB are left out
+    with a warning: they hold the dense weights in another format, as ``pytorch_model.bin`` does.
 
     Args:
         source: A folder with ``config.json`` and ``model.safetensors``, whole or sharded.
@@ -100,6 +104,7 @@ def prune_checkpoint(source: str | Path, plan: Plan, directory: str | Path) -> P
     files = [file for file in there if os.path.isfile(file)]
     _check_links(source, files)
     others = [file for file in files if file.suffix != ".safetensors"]
+    large = [file for file in others if os.path.getsize(file) > _LARGEST_OTHER]
     shards = [file.name for file in files_of(source)]
     config = _read_json(source / CONFIG)
     blocks = [_OnDisk.of(group) for group in plan.groups if group.removed]
@@ -119,8 +124,14 @@ def prune_checkpoint(source: str | Path, plan: Plan, directory: str | Path) -> P
         _write_json(folder / CONFIG, pruned_config(config, plan))
         plan.to_json(folder / PLAN)
         for file in others:
-            if not os.path.exists(folder / file.name):
+            if not os.path.exists(folder / file.name) and file not in large:
                 shutil.copyfile(file, folder / file.name)
+    if large:
+        warnings.warn(
+            f"prune_checkpoint: left out {', '.join(file.name for file in large)[:200]}, as large as dense "
+            "weights in another format. If it is something else, copy it yourself.",
+            stacklevel=2,
+        )
     return directory
 
 
