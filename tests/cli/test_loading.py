@@ -192,6 +192,15 @@ def test_a_folder_of_pictures(folder: Path, pictures: Path) -> None:
     assert result.exit_code == 0, result.stderr
 
 
+def test_a_picture_that_unpacks_to_gigabytes_is_refused(folder: Path) -> None:
+    from PIL import Image
+
+    (folder / "many" / "class").mkdir(parents=True)
+    Image.new("1", (1 << 14, 5 << 10)).save(folder / "many" / "class" / "a.png")  # 84 million, in 14 KB
+    with pytest.raises(SettingError, match=r"a\.png: expected at most 67,108,864 pixels, got 16,384 x 5,120"):
+        next(iter(load_data("--data", "many")))
+
+
 def test_a_picture_is_scaled_cut_and_normalised(pictures: Path) -> None:
     from PIL import Image
 

@@ -20,6 +20,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 MEAN, STD, SIZE, CROP = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 0.875
 """ImageNet's, which most published models take; `CROP` is what a crop leaves of a resized picture's side."""
 
+LARGEST = 1 << 26
+"""Pixels of a picture: a small file may unpack to gigabytes."""
+
 Prepare = Callable[[Any], Any]
 """A picture of Pillow to a tensor [channels, height, width], or a mapping of such."""
 
@@ -77,6 +80,11 @@ def pictures(
 
         path, label = files[index]
         with library_errors(f"{option} {path}", "an image", "Remove it."), Image.open(path) as image:
+            if image.width * image.height > LARGEST:
+                raise SettingError(
+                    f"{option} {path}: expected at most {LARGEST:,} pixels, got {image.width:,} x "
+                    f"{image.height:,}. Remove it, or make it smaller."
+                )
             return prepare(image), label
 
     return loader(len(files), read, batch_size, seed, samples)
