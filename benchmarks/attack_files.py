@@ -1,7 +1,9 @@
 """Attack every reader and every writer of files, and count what goes wrong.
 
 ``python -m benchmarks.attack_files`` makes hostile versions of a valid file of every kind, and reads each in
-a process of its own with 5 seconds and 200 MB. It kills writers again and again, and lets two of them race.
+a process of its own with 5 seconds and 200 MB. It kills writers again and again, lets two of them race, and
+lets them write where a file may not be that long, the disk is full, or another user owns the folder. The last
+two need root, and a system that mounts a small disk in memory; else they are left out.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +166,102 @@ def race(reads: int, place: Path) -> dict[str, dict[str, int]]:
     return counts
 
 
+def hinder(tries: int, place: Path) -> dict[str, dict[str, int]]:
+    """Let each writer meet a place where it cannot write, and count what it said and left.
+
+    ``refused``: an error of the library, with the path and the free space. ``written``: there was room.
+    ``unclear``: any other end. ``lost``: neither the old version nor the new one is there.
+    """
+    generator, counts = np.random.default_rng(0), {}
+    for kind, prepare in _HINDRANCES.items():
+        found = dict.fromkeys(("tries", "refused", "written", "unclear", "lost", "litter"), 0)
+        for name, writer in WRITERS.items():
+            folder = place / f"{kind} {name}".replace(" ", "-")
+            folder.mkdir()
+            with prepare(folder) as act:
+                if act is None:
+                    continue
+                for _ in range(tries):
+                    writer.write(folder, 0)
+                    share = float(generator.random())
+                    status, said = in_child(lambda w=writer, f=folder, a=act, s=share: _hindered(w, f, a, s))
+                    fate = said.partition(":")[0] if status == 0 else "unclear"
+                    found["tries"] += 1
+                    found[fate] += 1
+                    if fate == "unclear":
+                        print(kind, name, said or f"ended by {status}")
+                    for file in folder.glob("fill*"):
+                        file.unlink()
+                    try:
+                        found["lost"] += writer.read(folder) not in (0, 1)
+                    except Exception as error:
+                        found["lost"] += 1
+                        print(kind, name, "lost:", error)
+                    writer.write(folder, 0)
+                    found["litter"] += len(litter(folder))
+        counts[kind] = found
+    return counts
+
+
+def _hindered(writer: Any, folder: Path, act: Callable[[Path, float], None], share: float) -> str:
+    """Write version 1 under a hindrance, in a child process, and say what happened."""
+    act(folder, share)
+    try:
+        writer.write(folder, 1)
+    except SecateurError as error:
+        clear = len(str(error)) <= LONGEST and str(folder) in str(error) and "bytes are free" in str(error)
+        return "refused" if clear else f"unclear: {error}"
+    except BaseException as error:
+        return f"unclear: {type(error).__name__}: {str(error)[:200]}"
+    return "written"
+
+
+def _limit_length(folder: Path, share: float) -> None:
+    most = max(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * most), int(share * most)))
+
+
+def _fill(folder: Path, share: float) -> None:
+    free, most = (
+        shutil.disk_usage(folder).free,
+        sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
+    )
+    with (folder / "fill").open("wb") as file:
+        file.write(bytes(max(0, free - int(2 * share * most))))
+
+
+def _be_nobody(folder: Path, share: float) -> None:
+    os.setuid(65534)
+
+
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[Callable[[Path, float], None] | None]:
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.getuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        yield None
+        return
+    try:
+        yield _fill
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+_HINDRANCES: dict[str, Callable[[Path], Any]] = {
+    "a limit on the length of files": lambda folder: nullcontext(_limit_length),
+    "a full disk": _small_disk,
+    "another user's folder": lambda folder: nullcontext(None if os.getuid() else _be_nobody),
+}
+
+
 def main() -> None:
     """Run all attacks, print tables and write ``results/attack_files.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=250, help="about so many hostile files a reader")
     parser.add_argument("--kills", type=int, default=120, help="kills of each writer")
     parser.add_argument("--reads", type=int, default=1000, help="reads of each kind while two write")
+    parser.add_argument(
+        "--hindered", type=int, default=15, help="writes of each kind at each place that hinders"
+    )
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -180,8 +274,21 @@ def main() -> None:
         )
         races = race(asked.reads, place)
         print(table(("file", "reads", "broken"), [(n, *found.values()) for n, found in races.items()]))
+        hindered = hinder(asked.hindered, place)
+        titles = ("hindrance", "tries", "refused", "written", "unclear", "lost", "litter")
+        print(table(titles, [(n, *found.values()) for n, found in hindered.items()]))
     totals = {fate: sum(found[fate] for found in files.values()) for fate in FATES}
-    write("attack_files", {"hostile": files, "totals": totals, "bad": bad, "kills": kills, "races": races})
+    write(
+        "attack_files",
+        {
+            "hostile": files,
+            "totals": totals,
+            "bad": bad,
+            "kills": kills,
+            "races": races,
+            "hindered": hindered,
+        },
+    )
 
 
 if __name__ == "__main__":
