@@ -144,3 +144,26 @@ def test_labels_that_do_not_fit_are_shown_with_the_batch_that_the_user_made() ->
     data = [(torch.randn(9, 4), torch.rand(9, 1)) for _ in range(4)]
     with pytest.raises(sc.CalibrationError, match=r"labels \[9\], .* \[9, 3\], got torch\.float32 \[9, 1\]"):
         sc.prune(plain(), data, sc.Budget(params=0.7), **QUICK)
+
+
+class _OfSize(nn.Module):
+    """Takes 20 samples, and no other number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.second(torch.relu(self.first(x)).view(20, 12))
+        return found
+
+
+@pytest.mark.parametrize(("make", "traced"), [(plain, 4), (_OfSize, 20)])
+def test_a_large_batch_is_traced_on_a_few_samples_where_the_model_takes_them(make: Any, traced: int) -> None:
+    data = [(torch.randn(20, 4), torch.arange(20) % 3) for _ in range(6)]
+    result = sc.prune(make().eval(), data, sc.Budget(macs=0.6), "global", repair="reconstruct", **QUICK)
+    (leaf,) = result.plan.inputs.tensors().values()
+    assert leaf.shape == (traced, 4)
+    assert result.model(data[0][0]).shape == (20, 3)
+    assert result.report.proof is not None
+    assert result.report.proof["proven"]

@@ -16,7 +16,7 @@ from secateur.allocators import Budget
 from secateur.calibration import Batch
 from secateur.common.models import device_of, evaluating
 from secateur.common.outputs import tensors_of
-from secateur.errors import SettingError
+from secateur.errors import NothingToPruneError, SecateurError, SettingError
 from secateur.graph.graph import Graph
 from secateur.measure.cost import Cost, weight_bytes
 from secateur.measure.evaluate import Evaluation
@@ -98,6 +98,29 @@ def clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
 def few(batch: Batch, static: int | None) -> Any:
     """Return a few of the batch's samples as inputs; all of them if the program has a fixed batch size."""
     return batch.first(static or _PROOF_SAMPLES).inputs
+
+
+def traced_on_few(trace: Callable[[Any], Any], batch: Batch) -> Any:
+    """Trace a model on a few samples of a batch: the checks of `apply` run it on these many times.
+
+    On all samples, if it cannot be traced on fewer, or the program would have their number fixed.
+
+    Args:
+        trace: Traces the model on the inputs that it is given.
+        batch: The batch. It may be one that cannot be cut.
+    """
+    part = batch.first(_PROOF_SAMPLES)
+    if part.size < batch.size:
+        try:
+            graph = trace(part.inputs)
+        except NothingToPruneError:
+            raise
+        except SecateurError:  # said below, of the whole batch
+            pass
+        else:
+            if graph.static_batch is None:
+                return graph
+    return trace(batch.inputs)
 
 
 @torch.no_grad()

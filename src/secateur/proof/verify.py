@@ -412,6 +412,7 @@ def _other_weights(
             device = device_of(models[0])
             trials = argument_sets(plan.inputs, None, device, other_sizes=len(sets) > 1, seed=seed)
             sets = [options[0] for options in trials]
+        sets = sorted(sets, key=lambda one: (_has_one_position(one), _numbers(one)))  # cheap ones first
         model, small = with_other_weights(*models, plan, size, seed)
         other = Pair(model, small, partial(masked, model, plan), own_weights=False)
         arguments = sets[(seed - 1) % len(sets)]

@@ -45,10 +45,6 @@ class HeadSizes(Units):
                 self.task = replace(task, model=model)
                 self.graph = self.trace(model)
 
-    def trace(self, model: nn.Module) -> Graph:
-        """Trace a model."""
-        return self.traced(model, self.task.example.inputs, allow_inexact=self.task.allow_inexact)
-
     def plan_and_apply(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
         """Plan and apply, as for units. The note says how many attention layers got another basis."""
         small, plan = super().plan_and_apply(rule, scores, budget)

@@ -73,7 +73,7 @@ class Ranks(Units):
 
     def trace(self, model: nn.Module) -> Graph:
         """Trace the factorised model."""
-        return self.traced(self.factorised, self.task.example.inputs, allow_inexact=self.task.allow_inexact)
+        return super().trace(self.factorised)
 
     def score_signals(self, signals: Sequence[Any]) -> Scores:
         """Score these signals on the factorised model."""

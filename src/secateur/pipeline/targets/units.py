@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
@@ -20,7 +20,7 @@ from secateur.pipeline.auto.choosers import CHOOSERS
 from secateur.pipeline.auto.depth import weighted_by_depth
 from secateur.pipeline.auto.scored import score_candidates
 from secateur.pipeline.expressible import plan_until_expressible
-from secateur.pipeline.result import clock, few
+from secateur.pipeline.result import clock, few, traced_on_few
 from secateur.pipeline.shortage import shortage
 from secateur.pipeline.targets.target import Form, Scored, Target
 from secateur.plan import Plan
@@ -42,6 +42,7 @@ class Units(Target):
     candidates = UNITS
     compared: ClassVar[tuple[str, ...]] = ("repair_aware", "tod", "emp", "uniform", "global", "random")
     budgets: ClassVar[tuple[Budget, ...]] = (Budget(macs=0.8), Budget(macs=0.6), Budget(macs=0.4))
+    traced: ClassVar[Callable[..., Any]] = staticmethod(cast(Any, trace))
     graph: Graph
 
     @staticmethod
@@ -56,7 +57,9 @@ class Units(Target):
 
     def trace(self, model: nn.Module) -> Graph:
         """Trace a model."""
-        return trace(model, self.task.example.inputs, allow_inexact=self.task.allow_inexact)
+        options = {"allow_inexact": self.task.allow_inexact}
+        found: Graph = traced_on_few(lambda inputs: self.traced(model, inputs, **options), self.task.example)
+        return found
 
     def score_candidates(self, rules: Iterable[Allocates]) -> Scored:
         """Score all signals of these rules that the data can provide, in one pass."""
