@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.frontier.summary import (
@@ -13,8 +13,10 @@ from benchmarks.frontier.summary import (
     COMES,
     OURS,
     OURS_BEHIND,
+    POLISH,
     REFRESHED,
     REPAIRED,
+    SEARCH,
     Row,
     best,
     contest,
@@ -29,21 +31,26 @@ NONE = "–"
 
 STAGES = {COMES: "as it comes", REFRESHED: "batch norms re-estimated", REPAIRED: "every layer refitted"}
 
+KINDS = {
+    AUTO: "`auto`", SEARCH: "`search`", POLISH: "`polish`", "fixed": "best single rule",
+    "comes": "best peer, as it comes", "given": "best peer, batch norms re-estimated",
+}  # fmt: skip
+"""Titles of the columns, by the attributes of `summary.Contest`."""
+
 
 def short(contents: Sequence[Content]) -> str:
     """What docs/figures.md shows: the best of each kind at every point of every network; who wins where."""
     if not contents:
         return "No results yet: `python -m benchmarks.frontier`"
     first = contents[0]
-    heading = (
-        "network, dense", "MACs", "`auto`", "`search`", "`polish`", "best single rule",
-        "best peer, as it comes", "best peer, batch norms re-estimated",
-    )  # fmt: skip
+    ran = {run["rule"] for content in contents for run in content["runs"]}
+    shown = {name: title for name, title in KINDS.items() if name not in (SEARCH, POLISH) or name in ran}
+    heading = ("network, dense", "MACs", *shown.values())
     lines = [_line(heading), _line(["---"] * len(heading))]
     for content in contents:
         title = f"{content['network']}, {100 * content['dense_top1']:.1f}"
         for point in points(content):
-            lines.append(_line((title, f"{point:g}", *_contest_cells(rows(content), point))))
+            lines.append(_line((title, f"{point:g}", *_contest_cells(rows(content), point, shown))))
             title = ""
     tools = sorted({run["side"] for content in contents for run in content["runs"]} - {OURS})
     seeds = sorted({len({r["seed"] for r in content["runs"]}) for content in contents})
@@ -53,8 +60,9 @@ def short(contents: Sequence[Content]) -> str:
         f"{first['test_images']} test images, mean ± standard deviation over {draws} of the calibration "
         "images; who is far behind the best of its kind at the first draw (a peer by "
         f"{BEHIND:g} points, a rule of ours by {OURS_BEHIND:g}) runs on that one only. Ours are refitted "
-        "(`reconstruct`, no labels); `auto` and `search` are one call of `sc.prune`, and `polish` trains "
-        "what `auto` gives, without labels; "
+        "(`reconstruct`, no labels); `auto` is one call of `sc.prune`"
+        f"{', and so is `search`' * (SEARCH in ran)}"
+        f"{'; `polish` trains what `auto` gives, without labels' * (POLISH in ran)}; "
         f"the single rules are {_listing(_rules(contents))}. Peers: {_listing(tools) or 'none'}, each "
         "criterion, ranking and scope at the largest cost that it reaches within the budget. The best single "
         "rule and the best peer are chosen at each point by the test images themselves. In bold the highest "
@@ -74,11 +82,12 @@ def full(contents: Sequence[Content]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _contest_cells(of: Sequence[Row], point: float) -> list[str]:
+def _contest_cells(of: Sequence[Row], point: float, kinds: Iterable[str]) -> list[str]:
     found = contest(of, point)
     leader = best(found.all(), point)
     cells = []
-    for row in vars(found).values():
+    for kind in kinds:
+        row = getattr(found, kind)
         if row is None:
             cells.append(NONE)
             continue

@@ -38,7 +38,7 @@ PEER = runs("Torch-Pruning", "L1, global", 0.5, pruned=[0.4, 0.4, 0.4], batchnor
 def test_means_spread_and_the_leader_in_bold() -> None:
     text = tables.short([content(*OURS, PEER)])
     expected = (
-        "| tiny, 90.0 | 0.5 | – | – | – | **82.0 ± 2.0** (tod) | 40.0 ± 0.0 (Torch-Pruning, L1, global) "
+        "| tiny, 90.0 | 0.5 | – | **82.0 ± 2.0** (tod) | 40.0 ± 0.0 (Torch-Pruning, L1, global) "
         "| 71.0 ± 1.0 (Torch-Pruning, L1, global) |"
     )
     assert expected in text.splitlines()
