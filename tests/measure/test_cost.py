@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 import secateur as sc
+from secateur.measure.latency.timing import interleaved
 
 
 def test_bytes_of_weights_count_shared_storage_once() -> None:
@@ -49,6 +52,22 @@ def test_models_take_turns_in_evaluation_mode_and_come_back() -> None:
         True,
         False,
     )
+
+
+@pytest.mark.parametrize(
+    ("most", "rounds", "timed"),
+    [(100.0, 23, 20), (46.0, 23, 20), (45.0, 21, 20), (20.0, 11, 10), (1.0, 6, 5)],
+)
+def test_slow_models_are_timed_in_fewer_rounds(most: float, rounds: int, timed: int) -> None:
+    calls: list[str] = []
+
+    def second_long(call: Callable[[], object]) -> float:
+        call()
+        return 1.0
+
+    found = interleaved([lambda: calls.append("a"), lambda: calls.append("b")], 20, 3, second_long, most)
+    assert calls == ["a", "b"] * rounds
+    assert [len(times) for times in found] == [timed, timed]
 
 
 def test_modes_come_back_after_a_failure() -> None:

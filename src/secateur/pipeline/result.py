@@ -30,6 +30,9 @@ from secateur.report.report import Report
 from secateur.signals import Scores
 from secateur.signals.loss import LossFn, default_loss
 
+_TIMED_SECONDS = 20
+"""Time for the latency of both models. Models that take longer run five times each."""
+
 _PROOF_SAMPLES = 4
 """Number of calibration samples that the proof runs on. It is in float64, so any sample shows an error."""
 
@@ -170,7 +173,7 @@ def figures(
     if measure_latency:
         batch = example.to(device_of(stages[0][1]))
         # Repair changes numbers, not shapes: the repaired model runs as fast as the pruned one.
-        dense, small = latency([stages[0][1], stages[1][1]], batch.args, batch.kwargs)
+        dense, small = latency([stages[0][1], stages[1][1]], batch.args, batch.kwargs, seconds=_TIMED_SECONDS)
         times = [
             {
                 "latency": t.median,

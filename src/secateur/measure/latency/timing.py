@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,9 @@ from torch.utils import _pytree as pytree
 from secateur.common.collecting import uncollected
 from secateur.common.models import evaluating
 from secateur.common.precision import as_called
+
+LEAST = 5
+"""The fewest timed rounds, if time is limited: quartiles need some."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ def latency(
     *,
     runs: int = 20,
     warmup: int = 3,
+    seconds: float = math.inf,
 ) -> tuple[Latency, ...]:
     """Time models against each other. They run in turn, so a machine that slows down slows all of them.
 
@@ -58,6 +63,7 @@ def latency(
         kwargs: Keyword inputs.
         runs: Timed rounds. Each model runs once in a round.
         warmup: Rounds before them that are not timed.
+        seconds: Time that all rounds may take, as far as the first one tells. At least five are timed.
 
     Returns:
         The latency of each model, in the order of `models`.
@@ -82,9 +88,9 @@ def latency(
     with ExitStack() as modes, torch.no_grad():
         for model in models:
             modes.enter_context(evaluating(model, fast_path=True))
-        seconds = interleaved([call(m) for m in models], runs, warmup, stopwatch((args, named)))
+        times = interleaved([call(m) for m in models], runs, warmup, stopwatch((args, named)), seconds)
     batch = next((v.shape[0] for v in _tensors((args, named)) if v.ndim), 1)
-    return tuple(Latency(times, batch) for times in seconds)
+    return tuple(Latency(each, batch) for each in times)
 
 
 def interleaved(
@@ -92,6 +98,7 @@ def interleaved(
     rounds: int,
     warmup: int,
     seconds_of: Callable[[Callable[[], object]], float],
+    most: float = math.inf,
 ) -> list[tuple[float, ...]]:
     """Time calls in turn, A B A B ..., and return the seconds of each. [calls][rounds]
 
@@ -100,14 +107,19 @@ def interleaved(
         rounds: Timed rounds.
         warmup: Rounds before them that are not timed.
         seconds_of: Makes a call and returns how long it took; see `stopwatch`.
+        most: Seconds that all rounds may take, as far as the first one tells; at least `LEAST` are timed.
     """
     seconds: list[list[float]] = [[] for _ in calls]
+    turn, end = 0, warmup + rounds
     with as_called(), uncollected(), flushed_subnormals():
-        for turn in range(warmup + rounds):
-            for call, times in zip(calls, seconds, strict=True):
-                took = seconds_of(call)
-                if turn >= warmup:
-                    times.append(took)
+        while turn < end:
+            took = [seconds_of(call) for call in calls]
+            if turn == 0 and sum(took) * end > most:  # one slow round is warm enough
+                warmup, end = 1, 1 + min(rounds, max(LEAST, int(most / sum(took))))
+            if turn >= warmup:
+                for times, each in zip(seconds, took, strict=True):
+                    times.append(each)
+            turn += 1
     return [tuple(times) for times in seconds]
 
 
