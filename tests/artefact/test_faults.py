@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +19,9 @@ import torch
 from torch import nn
 
 import secateur as sc
+from secateur.artefact import content as reading
 from secateur.artefact import writing
-from secateur.artefact.pair import folder_in_place
+from secateur.artefact.pair import folder_in_place, hidden_name
 from secateur.artefact.writing import PREFIX, replace_text, replacing, replacing_folder
 from secateur.signals.checkpoint import Checkpoint, Position, Saved
 from secateur.signals.journal import Journal, Step
@@ -253,6 +256,35 @@ with folder_in_place(pathlib.Path(sys.argv[1])) as folder:
     sc.save(MODELS[3], place)
     assert _read_model(place) == 3
     assert sorted(p.name for p in place.iterdir()) == ["model.safetensors", "secateur.json"]
+
+
+def test_a_reader_meets_a_save_that_comes_back_to_the_record_it_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read the first record and the tensors of a second save; then the first model is saved again."""
+    for version in (0, 1):
+        sc.save(MODELS[version], tmp_path / str(version))
+    place = tmp_path / "place"
+    shutil.copytree(tmp_path / "0", place)
+    opening, replaced = reading._opened_if_there, reading._replaced
+    hidden = hidden_name(json.loads((place / "secateur.json").read_text())["tensors_sha256"])
+    saves = iter(("the second", "the first, half"))
+
+    def open_after_the_second(path: Path, folder: Path) -> Any:
+        if path.name == "model.safetensors" and next(saves, "") == "the second":
+            shutil.copytree(tmp_path / "1", place, dirs_exist_ok=True)
+        return opening(path, folder)
+
+    def look_while_the_first_is_saved_again(*arguments: Any) -> bool:
+        if next(saves, ""):
+            shutil.copy(tmp_path / "0" / "model.safetensors", place / hidden)
+            shutil.copy(tmp_path / "0" / "secateur.json", place)
+        return replaced(*arguments)
+
+    monkeypatch.setattr(reading, "_opened_if_there", open_after_the_second)
+    monkeypatch.setattr(reading, "_replaced", look_while_the_first_is_saved_again)
+    assert _read_model(place) == 0
+    assert next(saves, None) is None
 
 
 def test_what_is_not_ours_is_never_deleted(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def opened_artefact(folder: Path, at_most: int | None = None) -> Iterator[tuple[
                 if (tensors := _named(file, folder, content)) is not None:
                     yield content, tensors
                     return
-        if not _replaced(folder, written, seen):
+        if not _replaced(folder, written, content, seen):
             if seen is None:
                 raise ArtefactError(
                     f"load({folder}): expected a folder with {TENSORS} and {RECORD}, got no {TENSORS}. Check "
@@ -118,14 +118,19 @@ def _named(file: BinaryIO, folder: Path, content: Content) -> TensorFile | None:
     return found if checksum(file) == content.tensors_sha256 else None
 
 
-def _replaced(folder: Path, record: bytes, tensors: os.stat_result | None) -> bool:
-    """Whether the files have been replaced since they were read."""
+def _replaced(folder: Path, record: bytes, content: Content, tensors: os.stat_result | None) -> bool:
+    """Whether the files have been replaced since they were read.
+
+    The order matters. A save that comes back to the same record may be under way: its tensors lie under the
+    hidden name before the record is there, and get their usual name after it.
+    """
+    if _record(folder) != record or os.path.lexists(folder / hidden_name(content.tensors_sha256)):
+        return True
     try:
         now = os.stat(folder / TENSORS)
     except OSError:
         return tensors is not None
-    same = tensors is not None and (now.st_ino, now.st_mtime_ns) == (tensors.st_ino, tensors.st_mtime_ns)
-    return not same or _record(folder) != record
+    return tensors is None or (now.st_ino, now.st_mtime_ns) != (tensors.st_ino, tensors.st_mtime_ns)
 
 
 @contextmanager
