@@ -265,6 +265,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
+        place.chmod(0o755)  # another user may look, but not write
         files, bad = attack_readers(asked.files, place)
         print(table(("reader", *FATES), [(name, *found.values()) for name, found in files.items()]))
         print("\n".join(bad))

@@ -145,3 +145,21 @@ def test_nothing_asks_pathlib_what_is_there() -> None:
                 ):  # those are of os.scandir
                     found.append(f"{file.name}:{node.lineno}: {ast.unparse(node)}")
     assert not found
+
+
+@pytest.mark.parametrize(
+    "write", [SCORES.save, lambda p: sc.score(GRAPH, DATA, "taylor", checkpoint=p, **QUIET)]
+)
+def test_a_folder_that_this_user_may_not_look_into_is_not_called_missing(
+    write: Callable[[Any], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.stat
+
+    def stat_as_nobody(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if str(path).startswith(str(tmp_path)):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat_as_nobody)
+    with pytest.raises(sc.SecateurError, match=r"got no permission to look\. Name another"):
+        write(tmp_path / "inside" / "file")

@@ -47,3 +47,22 @@ def entries(folder: Path, where: str, error: type[SecateurError] = ArtefactError
             f"{where}: expected a folder that can be read, got {str(folder)!r}, which cannot be "
             f"({refused.strerror}). Check its permissions."
         ) from refused
+
+
+def require_folder(folder: Path, where: str, error: type[SecateurError] = ArtefactError) -> None:
+    """Make sure that a folder is there.
+
+    Raises:
+        SecateurError: It is not, or this user may not look.
+    """
+    if os.path.isdir(folder):
+        return
+    try:
+        os.stat(folder)
+    except PermissionError as refused:
+        raise error(
+            f"{where}: expected a folder {folder}, got no permission to look. Name another."
+        ) from refused
+    except (OSError, ValueError):
+        pass
+    raise error(f"{where}: expected a folder {folder}, got none. Make it.")

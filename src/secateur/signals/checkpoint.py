@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from secateur.calibration.batch import IGNORED
+from secateur.common.paths import require_folder
 from secateur.common.reading import Count
 from secateur.common.tensorfile import TensorFile
 from secateur.errors import ArtefactError, SecateurError, SettingError
@@ -115,8 +116,7 @@ class Checkpoint:
             raise SettingError(
                 f"checkpoint_every: expected seconds from 0, got {every}. Pass 60, for example."
             )
-        if not os.path.isdir(path.parent):
-            raise SettingError(f"checkpoint: expected a folder {path.parent}, got none. Create it.")
+        require_folder(path.parent, "checkpoint", SettingError)
         self._path = path
         self._every = every
         self._about = dict(about)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from secateur.artefact.writing import replacing, sweep
+from secateur.common.paths import require_folder
 from secateur.common.reading import complaint, parse_json
 from secateur.common.tensorfile import TensorFile, tensor_file
 from secateur.errors import ArtefactError
@@ -64,8 +64,7 @@ def write(path: Path, kind: str, header: Header, tensors: Mapping[str, Tensor]) 
     Raises:
         ArtefactError: The folder does not exist, or cannot be written to.
     """
-    if not os.path.isdir(path.parent):
-        raise ArtefactError(f"{kind}: expected a folder {path.parent}, got none. Make it.")
+    require_folder(path.parent, kind)
     stored = {name: _own(tensor) for name, tensor in tensors.items()}
     content = header.model_dump(mode="json")
     text = json.dumps({"format": FORMAT, "kind": kind, "secateur": version("secateur"), "header": content})
