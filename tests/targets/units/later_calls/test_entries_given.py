@@ -154,6 +154,37 @@ def test_an_entry_that_the_trace_had_is_free() -> None:
     torch.testing.assert_close(small([x, y]), masked([x, y]))
 
 
+class Translator(nn.Module):
+    """Reads ids, or in their place what its encoder made of them, as `generate` of Transformers does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.body, self.back = nn.Embedding(9, 12), nn.Linear(12, 20), nn.Linear(20, 12)
+        self.q, self.k, self.v, self.out = (nn.Linear(12, 12) for _ in range(4))
+        self.norm = nn.LayerNorm(12)  # keeps what it reads whole
+
+    def forward(self, ids: Tensor | None = None, words: Tensor | None = None, encoded: Any = None) -> Tensor:
+        if encoded is None:
+            encoded = {"hidden": self.norm(self.back(torch.relu(self.body(self.words(ids)))))}
+        hidden = encoded["hidden"]
+        samples, length = hidden.shape[:2]
+        keys, values = (f(hidden).view(samples, length, -1, 4).transpose(1, 2) for f in (self.k, self.v))
+        asked = self.q(self.words(words)).view(samples, words.shape[1], -1, 4).transpose(1, 2)
+        found = nn.functional.scaled_dot_product_attention(asked, keys, values)
+        return self.out(found.transpose(1, 2).reshape(samples, words.shape[1], -1))
+
+
+@pytest.mark.parametrize("length", [3, 5, 8])
+def test_hidden_states_in_place_of_ids_have_their_length(length: int) -> None:
+    """What the trace had in their place is drawn as long as they are, for the comparison."""
+    torch.manual_seed(0)
+    model = Translator().double().eval()
+    ids, words = torch.randint(9, (2, 5)), torch.randint(9, (2, 4))
+    small, masked = pruned(model, {"ids": ids, "words": words})
+    given = {"words": words[:, :1], "encoded": {"hidden": torch.randn(2, length, 12).double()}}
+    torch.testing.assert_close(small(**given), masked(**given))
+
+
 def test_labels_in_place_of_ids_from_which_the_model_makes_them() -> None:
     """The known call is drawn as long as the labels, else it would run other sizes."""
 

@@ -189,8 +189,11 @@ class KnownArguments:
         for spec in _every(self.inputs):
             if name not in spec.leaves():
                 continue
-            alike = (v for n, v in tensors.items() if n not in spec.tensors() and name in spec.tensors())
-            shape = next((v.shape for v in alike if v.ndim == len(spec.tensors()[name].shape)), ())
+            new = [v.shape for n, v in tensors.items() if n not in spec.tensors() and name in spec.tensors()]
+            ndim = len(spec.tensors()[name].shape) if new else 0
+            # A tensor with more axes may be what the model makes of it, as hidden states of ids.
+            alike = [shape for shape in new if len(shape) >= ndim]
+            shape = min(alike, key=len, default=())
             places = [place for axis in spec.open for place in axis.places if place[0] == name and shape]
             # Such as those of labels, from which a model makes the ids that are left out.
             sizes: dict[Place, int] = {place: shape[place[1]] for place in places}
