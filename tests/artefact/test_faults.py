@@ -287,6 +287,21 @@ def test_a_reader_meets_a_save_that_comes_back_to_the_record_it_read(
     assert next(saves, None) is None
 
 
+def test_a_reader_meets_a_file_that_a_save_moves_before_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read the first record, and the tensors of a second save are there; the first ones are looked for."""
+    place = tmp_path / "place"
+    for version in (0, 1):
+        sc.save(MODELS[version], tmp_path / str(version))
+    shutil.copytree(tmp_path / "0", place)
+    shutil.copy(tmp_path / "1" / "model.safetensors", place)
+    monkeypatch.setattr(reading.time, "sleep", lambda seconds: sc.save(MODELS[1], place))
+    monkeypatch.setattr(reading, "_replaced", lambda *_: True)
+    monkeypatch.setattr(os.path, "exists", lambda path: True)
+    assert _read_model(place) == 1
+
+
 def test_what_is_not_ours_is_never_deleted(tmp_path: Path) -> None:
     name = PREFIX + "0" * 32
     (tmp_path / name).mkdir()

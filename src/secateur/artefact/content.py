@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -135,10 +135,13 @@ def _replaced(folder: Path, record: bytes, content: Content, tensors: os.stat_re
 
 @contextmanager
 def _opened_if_there(path: Path, folder: Path) -> Iterator[BinaryIO | None]:
-    if not os.path.exists(path):
-        yield None
-        return
-    with opened(path, f"load({folder})", ArtefactError, TENSORS) as file:
+    with ExitStack() as stack:
+        file = None
+        try:
+            file = stack.enter_context(opened(path, f"load({folder})", ArtefactError, TENSORS))
+        except ArtefactError as error:  # a save may have moved it just now
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
         yield file
 
 
