@@ -66,11 +66,19 @@ class Inputs:
     def traced(self, model: nn.Module) -> Any:
         """Trace a model in the run's granularity. Its weights may be missing."""
         import secateur as sc
+        from secateur.pipeline.result import traced_on_few
 
         run = self.run
-        example = None if run.granularity == "weight" else self.example
-        trace: Any = sc.trace
-        return trace(model, example, granularity=run.granularity, allow_inexact=run.allow_inexact)
+
+        def trace(example: Any) -> Any:
+            call: Any = sc.trace
+            return call(model, example, granularity=run.granularity, allow_inexact=run.allow_inexact)
+
+        if run.granularity == "weight":
+            return trace(None)
+        if run.input or run.data is None or run.granularity == "expert":
+            return trace(self.example)
+        return traced_on_few(trace, self.data.first())
 
     @cached_property
     def evaluation(self) -> Calibration | None:
