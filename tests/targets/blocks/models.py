@@ -100,6 +100,19 @@ class Shared(Chain):
         self.blocks[2] = self.blocks[0]
 
 
+class Sharing(Chain):
+    """Two blocks share a matrix, or all their layers."""
+
+    def __init__(self, whole: bool = False) -> None:
+        super().__init__()
+        for name in ("up", "down") if whole else ("up",):
+            layer, other = (getattr(self.blocks[k], name) for k in (0, 2))
+            if whole:
+                setattr(self.blocks[2], name, layer)
+            else:
+                other.weight = layer.weight
+
+
 class TupleBlock(Residual):
     """Returns a tuple: the stream, an argument, nothing."""
 

@@ -25,6 +25,7 @@ from tests.targets.blocks.models import (
     Plain,
     Residual,
     Shared,
+    Sharing,
     Told,
     Twice,
     make,
@@ -378,3 +379,13 @@ class Queries(nn.Module):
 def test_blocks_behind_learned_queries() -> None:
     graph = sc.trace(Queries().eval(), torch.randn(4, 5, 6), granularity="block")
     assert sum(group.size for group in graph.groups) == 3
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_blocks_share_is_counted_until_the_last_of_them_goes(whole: bool) -> None:
+    model = Sharing(whole)
+    graph = traced(model, torch.randn(2, 6))
+    for gone in ([0], [2], [0, 2], [0, 1, 2]):
+        plan = sc.Plan.build(graph, {"blocks": ~np.isin(np.arange(4), gone)}, allocator="drawn")
+        small = sc.apply(model, plan, graph=graph)
+        assert sum(p.numel() for p in small.parameters()) == plan.predicted.params

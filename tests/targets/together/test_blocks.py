@@ -18,7 +18,7 @@ from secateur.repairs.methods import REPAIRS
 from secateur.targets.together.blocks import verify, whole_where_dropped
 from secateur.targets.together.graph import Joined, part
 from secateur.targets.together.rule import Together
-from tests.targets.blocks.models import IDS, LIBRARIES, PLAIN, ROWS, Chain, Residual, make
+from tests.targets.blocks.models import IDS, LIBRARIES, PLAIN, ROWS, Chain, Residual, Sharing, make
 from tests.targets.blocks.test_blocks import output
 from tests.targets.headsizes.models import WIDTH, chain
 from tests.zoo.importing import import_transformers
@@ -164,7 +164,35 @@ def test_units_inside_blocks_that_go_mean_nothing() -> None:
     assert more.predicted == plain.predicted
     one, other = (sc.apply(model, plan, graph=graph) for plan in (plain, more))  # type: ignore[arg-type]
     assert all(torch.equal(t, other.state_dict()[name]) for name, t in one.state_dict().items())
-    assert whole_where_dropped(more).keep["blocks.1.up"].all()
+    assert whole_where_dropped(model, more).keep["blocks.1.up"].all()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_blocks_share_is_counted_until_the_last_of_them_goes(whole: bool) -> None:
+    torch.manual_seed(0)
+    model, inputs = Sharing(whole), torch.randn(2, 6)
+    graph: Any = sc.trace(model, inputs, granularity=BOTH)
+    generator = np.random.default_rng(0)
+    for gone in ([0], [0, 2], [0, 1, 2], [1, 3]):
+        keep = {group.name: generator.random(group.size) < 0.7 for group in graph.units.groups}
+        keep["blocks"] = ~np.isin(np.arange(4), gone)
+        plan = sc.Plan.build(graph, keep, allocator="drawn")
+        small = sc.apply(model, plan, graph=graph)
+        assert parameters(small) == plan.predicted.params
+        assert verify(model, small, plan, inputs, graph=graph).difference <= 1e-9
+
+
+def test_a_layer_that_a_staying_block_shares_is_repaired() -> None:
+    torch.manual_seed(0)
+    model, inputs = Sharing(True), torch.randn(64, 6)
+    graph: Any = sc.trace(model, inputs[:2], granularity=BOTH)
+    keep = {group.name: np.arange(group.size) % 4 != 1 for group in graph.units.groups}
+    keep["blocks"] = np.arange(4) > 0
+    plan = sc.Plan.build(graph, keep, allocator="drawn")
+    small = sc.apply(model, plan, graph=graph)
+    better = sc.repair(small, model, [inputs], "reconstruct", graph=graph, progress=False)
+    errors = [float((m(inputs) - model(inputs)).square().mean()) for m in (small, better)]
+    assert errors[1] < errors[0]
 
 
 def test_a_bound_on_blocks_says_how_many_go() -> None:

@@ -321,7 +321,7 @@ class UnitsAndBlocks(Both):
 
     def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
         """Mask the units, bypass the blocks, and repair the result on `data` without measuring it."""
-        plan = blocks.whole_where_dropped(plan)
+        plan = blocks.whole_where_dropped(self.task.model, plan)
         small = apply_units(self.task.model, part(plan, "unit").of_graph(), "masked")
         bypass(small, removed_blocks(self.graph.others, plan))
         attach(small, Record(plan, "masked"))

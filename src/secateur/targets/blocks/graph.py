@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -33,6 +34,9 @@ from secateur.targets.units.module_form.sizes import running_modules
 
 Removal = Literal["delete", "pass"]
 """How a list loses blocks. ``delete``: they leave it. ``pass``: a `PassThrough` takes the place of each."""
+
+_MOST_OWNERS = 8
+"""The most blocks that share a tensor for which the cost of units and blocks together is exact."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class BlockGraph:
         dense: What the whole model costs.
         each: What goes with each block, by group.
         removals: By list of blocks, how it loses blocks.
+        shared: Parameters that go with the last of several blocks: these blocks, as group and place.
     """
 
     granularity: ClassVar[Literal["block"]] = "block"
@@ -106,6 +111,7 @@ class BlockGraph:
     dense: BlockCost
     each: Mapping[str, tuple[BlockCost, ...]] = field(repr=False)
     removals: Mapping[str, Removal]
+    shared: Mapping[tuple[tuple[str, int], ...], int] = field(default_factory=dict, repr=False)
     frozen: tuple[Frozen, ...] = ()
     folded: tuple[str, ...] = ()
 
@@ -194,6 +200,9 @@ class BlockGraph:
             for cost, stage in zip(self.each[name], when, strict=True):
                 for column, value in vars(cost).items():
                     found[column][max(int(stage), 0) :] -= value
+        for places, value in self.shared.items():
+            last = max(int(gone[name][k]) if name in gone else stages for name, k in places)
+            found["params"][max(last, 0) :] -= value
         return found
 
     def priced(self, units: Graph, costs: CostModel, starts: Mapping[str, int]) -> dict[str, list[Term]]:
@@ -215,13 +224,15 @@ class BlockGraph:
             for path in running_modules(node)
             if path in axes
         }
-        modules = {"params": _module_of_parameters(folded(self.model, units.folded), [*axes]), "macs": nodes}
+        owners = _blocks_of_parameters(folded(self.model, units.folded), [*axes])
+        macs = {name: (path,) for name, path in nodes.items()}
         return {
             kind: [
-                term._replace(axes=(*term.axes, axes[inside[term.origin]])) if term.origin in inside else term
+                new
                 for term in units.costs.terms(kind)
+                for new in _while_any(term, [axes[path] for path in inside.get(term.origin, ())])
             ]
-            for kind, inside in modules.items()
+            for kind, inside in (("params", owners), ("macs", macs))
         }
 
     def __str__(self) -> str:
@@ -267,9 +278,10 @@ def build(
         if len(some) == 1:
             reasons[some[0].path] = "it is the only block of this part of the network"
             del named[name]
-    own = _own_parameters(model, [block.path for found in named.values() for block in found])
+    places = {block.path: (name, k) for name, found in named.items() for k, block in enumerate(found)}
+    owned = _owned_parameters(model, [*places])
     each = {
-        name: tuple(BlockCost(own[block.path], costs.get(block.path, 0), 1) for block in found)
+        name: tuple(BlockCost(owned.pop((b.path,), 0), costs.get(b.path, 0), 1) for b in found)
         for name, found in named.items()
     }
     whole = sum(p.numel() for p in model.parameters())
@@ -283,7 +295,23 @@ def build(
         dense=BlockCost(whole, macs, sum(map(len, named.values()))),
         each=each,
         removals=removals,
+        shared={tuple(map(places.__getitem__, paths)): count for paths, count in owned.items()},
     )
+
+
+def _while_any(term: Term, blocks: Sequence[int]) -> Iterator[Term]:
+    """Yield terms whose sum is the given one while any of these blocks stays, and 0 without them.
+
+    Each size of `blocks` is 0 or 1, so this is inclusion and exclusion. With more than `_MOST_OWNERS` blocks
+    the term stays as it is, which is too much where all of them go.
+    """
+    if not blocks or len(blocks) > _MOST_OWNERS:
+        yield term
+        return
+    for number in range(1, len(blocks) + 1):
+        sign = 1 if number % 2 else -1
+        for some in combinations(blocks, number):
+            yield term._replace(factor=sign * term.factor, axes=(*term.axes, *some))
 
 
 def _part(container: str) -> str:
@@ -305,17 +333,18 @@ def _group(name: str, blocks: tuple[Block, ...]) -> Group:
     return Group(name=name, size=len(blocks), slices=slices, sites=(), exact=True)
 
 
-def _own_parameters(model: nn.Module, paths: list[str]) -> dict[str, int]:
-    """Count the parameters that belong to one block only, by path."""
-    found = dict.fromkeys(paths, 0)
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    for name, path in _module_of_parameters(model, paths).items():
-        found[path] += sizes[name]
+def _owned_parameters(model: nn.Module, paths: list[str]) -> dict[tuple[str, ...], int]:
+    """Count the parameters that belong to blocks only, by the paths of the blocks that have them."""
+    found: dict[tuple[str, ...], int] = {}
+    owners = _blocks_of_parameters(model, paths)
+    for name, parameter in model.named_parameters():
+        if name in owners:
+            found[owners[name]] = found.get(owners[name], 0) + parameter.numel()
     return found
 
 
-def _module_of_parameters(model: nn.Module, paths: list[str]) -> dict[str, str]:
-    """For each parameter of one block only, by name, the path of the block."""
+def _blocks_of_parameters(model: nn.Module, paths: list[str]) -> dict[str, tuple[str, ...]]:
+    """For each parameter of blocks only, by name, the paths of the blocks that have it."""
     inside: dict[str, str] = {}
     for path in paths:
         module = model.get_submodule(path)
@@ -323,8 +352,5 @@ def _module_of_parameters(model: nn.Module, paths: list[str]) -> dict[str, str]:
     modules: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         modules.setdefault(id(parameter), set()).add(inside.get(name, ""))
-    return {
-        name: next(iter(modules[id(parameter)]))
-        for name, parameter in model.named_parameters()
-        if len(modules[id(parameter)]) == 1 and name in inside
-    }
+    owners = {name: tuple(sorted(modules[id(p)])) for name, p in model.named_parameters()}
+    return {name: found for name, found in owners.items() if "" not in found}

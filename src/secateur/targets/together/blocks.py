@@ -228,19 +228,23 @@ def repair(
     model = unwrap(model)
     data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
     graph = graph or _traced(model, record_of(small).plan, data.to(device_of(model)).first().inputs)
-    plan = whole_where_dropped(record_of(small).plan)
+    plan = whole_where_dropped(model, record_of(small).plan)
     start = Applier(model, graph.units)(part(plan, "unit").model_copy().of_graph(), "module")
     attach(start, Record(plan, "module"))
     options: dict[str, Any] = {"own": own, "loss_fn": loss_fn, "seed": seed, "progress": progress}
     return repaired_blocks(small, model, data, methods, [graph.units], graph.others, start, **options)
 
 
-def whole_where_dropped(plan: Plan) -> Plan:
-    """The plan without removals of units inside blocks that go: these mean nothing."""
-    inside = tuple(f"{path}." for path in removed_paths(plan))
+def whole_where_dropped(model: nn.Module, plan: Plan) -> Plan:
+    """The plan without removals of units that go with their blocks: these mean nothing.
+
+    Units of a layer that a block which stays shares are still there.
+    """
+    tensors = {piece.tensor for group in plan.groups for piece in group.slices}
+    staying = names_after(model, tensors, removed_paths(plan))
 
     def kept(group: Any) -> Any:
-        if not inside or not all(piece.tensor.startswith(inside) for piece in group.slices):
+        if any(piece.tensor in staying for piece in group.slices):
             return group
         slices = tuple(piece.model_copy(update={"removed": ()}) for piece in group.slices)
         return group.model_copy(update={"removed": (), "slices": slices})
