@@ -185,6 +185,13 @@ def shared() -> tuple[nn.Module, dict[str, str]]:
     return model, {"head": "shared with other.weight"}
 
 
+def shared_bias() -> tuple[nn.Module, dict[str, str]]:
+    model: Any = several()
+    model.other = nn.Linear(12, 24).double()
+    model.other.bias = model.up.bias
+    return model, {"up": "its bias is shared with other.bias"}
+
+
 def hooked() -> tuple[nn.Module, dict[str, str]]:
     model: Any = several()
     model.up.register_forward_hook(lambda module, args, output: output + 1)
@@ -231,7 +238,7 @@ def marked() -> tuple[nn.Module, dict[str, str]]:
     return model, {"up": "attributes of its own: scale"}
 
 
-@pytest.mark.parametrize("make", [shared, hooked, own_class, normed, twice, tiny, held, marked])
+@pytest.mark.parametrize("make", [shared, shared_bias, hooked, own_class, normed, twice, tiny, held, marked])
 def test_layers_that_stay_one_say_why(make: Callable[[], tuple[nn.Module, dict[str, str]]]) -> None:
     from secateur.targets.lowrank.layers import replaceable
 

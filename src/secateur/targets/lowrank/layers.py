@@ -82,8 +82,10 @@ def _obstacles(path: str, module: nn.Module, users: dict[int, list[str]]) -> Ite
     weight = module.weight
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
         yield "its weight is no parameter of real numbers"
-    if len(users.get(id(weight), ())) > len(users[id(module)]):
-        yield f"its weight is shared with {_other(users[id(weight)], f'{path}.weight')}"
+    for name in ("weight", "bias"):
+        tensor = getattr(module, name)
+        if tensor is not None and len(users.get(id(tensor), ())) > len(users[id(module)]):
+            yield f"its {name} is shared with {_other(users[id(tensor)], f'{path}.{name}')}"
     own = {name for name in {*vars(module)} - _OF_LAYERS if not name.startswith("_")} - {"forward"}
     if own:
         yield f"it has attributes of its own: {', '.join(sorted(own))}"
