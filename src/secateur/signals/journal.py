@@ -104,16 +104,15 @@ class Step:
         """
         self.journal.note(self.name)
         with team_of_processes(_HOST) as team:
-            kept, found = None, None
+            kept = None
             with team.together():
                 if team.rank == 0 and os.path.exists(self.path):
                     advice = "Delete the file to compute it again."
                     header, tensors = _read(self.path, _STEP_KIND, _Finished, advice)
                     kept = header.step, header.notes, tensors
-                    found = self._result(make, *kept)
-            if team.size > 1 and (kept := team.from_first(kept)) is not None and team.rank > 0:
-                found = self._result(make, *kept)
-            return found
+            kept = team.from_first(kept)
+            with team.together():  # after the others have the file: `make` may use all processes
+                return None if kept is None else self._result(make, *kept)
 
     def _result(
         self, make: Callable[[Any, dict[str, Tensor]], T], name: str, notes: str, tensors: dict[str, Tensor]
