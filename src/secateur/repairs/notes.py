@@ -36,7 +36,7 @@ class Notes(_Noted):
     """
 
     layers: dict[str, LayerNotes] | None = None
-    passes: Annotated[float, Field(ge=0)] | None = None
+    passes: Annotated[int, Field(ge=0)] | None = None
     minutes: Annotated[float, Field(ge=0)] | None = None
     updated: list[str] | None = None
 
