@@ -122,14 +122,19 @@ class Gauge:
         """Number of samples."""
         return self.data.samples()
 
+    @property
+    def has_metric(self) -> bool:
+        """Whether accuracy is measured by a metric of the user's own."""
+        return self._metric is not None
+
     @cached_property
     def labelled(self) -> bool:
         """Whether the data have labels, or a metric is used instead."""
-        return self._metric is not None or self.data.first().labels is not None
+        return self.has_metric or self.data.first().labels is not None
 
     def bound(self) -> str:
         """The bound to measure if the user gave none: on accuracy if it is defined, else on the loss."""
-        if self._metric is not None:
+        if self.has_metric:
             return "accuracy_drop"
         batch = self.data.first()
         with evaluating(self._dense), torch.no_grad():

@@ -172,6 +172,19 @@ def test_a_metric_of_the_users_own_decides() -> None:
     assert met["accuracy_drop"]["at_most"] <= 0.05
 
 
+@pytest.mark.parametrize("metric", ["error", "constant"])
+def test_a_metric_that_does_not_fall_is_refused(metric: str) -> None:
+    def error(model: Any, batch: Any) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    def constant(model: Any, batch: Any) -> Tensor:
+        return torch.ones_like(batch[1])
+
+    given = {"error": error, "constant": constant}[metric]
+    with pytest.raises(BudgetError, match=rf"falls when a model gets worse, got {metric}: .* minus an error"):
+        pruned(sc.Budget(accuracy_drop=0.05), metric=given)
+
+
 def test_without_labels_it_is_agreement_and_held_out_data_can_be_given() -> None:
     net, data = trained()
     bare = [x for x, _ in data]

@@ -87,6 +87,8 @@ class Known(Damage):
 class FakeGauge:
     """Draws what samples say of a model whose true drop is known; or knows it."""
 
+    has_metric = False
+
     def __init__(self, drop: Drop, samples: int, seed: int | None) -> None:
         self.drop, self.samples = drop, samples
         self._draws = None if seed is None else np.random.default_rng(seed)

@@ -102,6 +102,15 @@ def test_layers_that_weigh_or_gate_are_no_residual_blocks() -> None:
         traced(Plain().eval(), torch.randn(3, WIDTH))
 
 
+def test_a_list_under_two_names_is_named() -> None:
+    net = Chain()
+    net.copies = net.blocks  # type: ignore[assignment]
+    with pytest.raises(
+        sc.NothingToPruneError, match=r"blocks\.0: the model has it under other names too: copi"
+    ):
+        sc.trace(net, torch.randn(2, 6), granularity="block")
+
+
 @pytest.mark.parametrize(
     ("model", "reasons"),
     [

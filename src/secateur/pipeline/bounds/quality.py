@@ -239,6 +239,7 @@ def cheapest(plans: Plans, gauge: Gauge, gauge_of: Any, step: Step) -> Cheapest:
     Raises:
         UnreachableBudgetError: Not even the first plan, which keeps most, is confirmed. `smallest` is the
             upper confidence bound of its damage.
+        BudgetError: By the user's metric the smallest possible model is no worse, or better.
     """
     target, budget = plans.target, plans.budget
     tried = MeasuredPlans(plans, gauge, budget.quality)
@@ -262,12 +263,25 @@ def cheapest(plans: Plans, gauge: Gauge, gauge_of: Any, step: Step) -> Cheapest:
                 break
             best = Cheapest(small, plan, repaired, tried)
         if last:
+            _check_metric(tried)
             break
     if best is None:
         raise _unconfirmed(tried)
     kept = max(k for k, point in enumerate(tried.points) if point.verdict == "within")
     tried.points[kept] = tried.points[kept].model_copy(update={"verdict": "chosen"})
     return best
+
+
+def _check_metric(tried: MeasuredPlans) -> None:
+    """Refuse a metric of the user's own by which the smallest possible model is no worse, or even better."""
+    damage, bound = tried.damages[-1].get("accuracy_drop"), tried.most[-1].get("accuracy_drop", 0.0)
+    if tried.gauge.has_metric and damage is not None and (bound < 0 or not damage.differences.any()):
+        raise BudgetError(
+            f"budget: expected a metric that falls when a model gets worse, got "
+            f"{tried.gauge.name('accuracy_drop')}: it is {damage.dense:.4g} for the dense model and "
+            f"{damage.model:.4g} for the smallest possible one ({percent(tried.points[-1].share, 1)} of the "
+            f"{tried.plans.cost}). Higher must be better: return minus an error, or one minus it."
+        )
 
 
 def _unconfirmed(tried: MeasuredPlans) -> UnreachableBudgetError:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.common.formatting import shorten
 from secateur.common.models import evaluating
 from secateur.graph.inputs import Arguments
 from secateur.targets.blocks.block import NOTHING, OTHER, STREAM, Block, first_of
@@ -48,25 +49,28 @@ def find_blocks(model: nn.Module, given: Arguments) -> tuple[list[Block], dict[s
         given: Its arguments.
 
     Returns:
-        The blocks; and for other entries of the lists in which blocks were found, why they are none.
+        The blocks; and for other entries of the lists in which blocks were found, why they are none. If no
+        block is left, this covers the lists with entries that look like blocks.
     """
     entries = _entries(model)
     seen = {path: _Seen() for path in entries}
     order: list[str] = []
     with evaluating(model), torch.enable_grad(), _watched(model, seen, order):
         model(*given[0], **given[1])
-    paths = _named_once(model)
+    names = _names(model)
+    alike = {path.rpartition(".")[0] for path, found in seen.items() if found.block is not None}
     for path, found in seen.items():
         if found.calls != 1:
             found.block = None
             found.reason = (
                 f"it is called {found.calls} times" if found.calls else "the inputs do not reach it"
             )
-        elif path not in paths:
-            found.block, found.reason = None, "the model has it in several places"
+        elif others := [name for name in names[model.get_submodule(path)] if name != path]:
+            found.block = None
+            found.reason = f"the model has it under other names too: {shorten(others)}. Keep one of them"
     blocks = {path: block for path in order if (block := seen[path].block) is not None}
     chosen = _innermost(model, blocks)
-    containers = {block.container for block in chosen}
+    containers = {block.container for block in chosen} or alike
     left = {
         path: found.reason
         for path, found in seen.items()
@@ -86,11 +90,12 @@ def _entries(model: nn.Module) -> list[str]:
     ]
 
 
-def _named_once(model: nn.Module) -> set[str]:
-    places: dict[int, list[str]] = {}
+def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """All paths of each module."""
+    found: dict[nn.Module, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        places.setdefault(id(module), []).append(path)
-    return {path for found in places.values() if len(found) == 1 for path in found}
+        found.setdefault(module, []).append(path)
+    return found
 
 
 @contextmanager
