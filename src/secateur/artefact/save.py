@@ -284,7 +284,7 @@ def _shape(
     plan.check_graph(graph)
     if content.form == "graph":
         return smaller_program(Traced(dense, graph), plan, may_stay_in_evaluation=True)
-    sizes, codes = find_changes(dense, graph, plan)
+    sizes, codes, _ = find_changes(dense, graph, plan)
     small = smaller_module(dense, plan, {**content.sizes, **sizes})
     mend(small, codes)
     return small

@@ -35,6 +35,10 @@ class Mode(NamedTuple):
     autocast: bool = False
     dtype: torch.dtype | None = None
 
+    def __str__(self) -> str:
+        parts = [str(self.dtype or "").removeprefix("torch."), "autocast" if self.autocast else ""]
+        return " ".join(filter(None, parts)) or f"gradients={self.gradients}"
+
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
         """Inside, PyTorch is in this mode, and the model has its dtype."""

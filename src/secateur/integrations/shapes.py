@@ -199,7 +199,7 @@ def _smaller(model: nn.Module, record: Record) -> nn.Module:
         if record.captured:
             exact = all(g.exact for g in plan.groups)
             graph = retrace(model, plan.inputs, arguments(), allow_inexact=not exact)
-            _, codes = find_changes(model, graph, plan)
+            _, codes, _ = find_changes(model, graph, plan)
             mend(small, codes)
     return attach(small, record)
 

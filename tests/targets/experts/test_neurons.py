@@ -72,6 +72,7 @@ def test_fused_experts_share_one_kept_set_and_sliced_equals_masked(family: str, 
         assert not torch.allclose(logits(small, ids), logits(model, ids), atol=1e-3)
     assert model.config._experts_implementation == kernel
     assert small.config._experts_implementation == kernel
+    assert torch.isfinite(small(input_ids=ids, labels=ids).loss)  # the trace has had no labels
 
 
 def test_rows_that_a_kernel_cannot_read_are_refused_with_what_to_do() -> None:

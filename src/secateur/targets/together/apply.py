@@ -23,8 +23,8 @@ from secateur.targets.units.apply import apply as apply_units
 from secateur.targets.units.compare import run_in_double
 from secateur.targets.units.masked import masked
 from secateur.targets.units.module_form.module import smaller_module
-from secateur.targets.units.module_form.realise import restricted
 from secateur.targets.units.module_form.sizes import Sizes
+from secateur.targets.units.module_form.unrealisable import restricted
 from secateur.targets.units.record import attach, record_of
 from secateur.targets.units.tensors import check_positions, tensor_called
 

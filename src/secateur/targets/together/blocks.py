@@ -28,7 +28,7 @@ from secateur.targets.blocks.repair import repaired as repaired_blocks
 from secateur.targets.blocks.trace import trace as trace_blocks
 from secateur.targets.together.graph import Joined, joined, part
 from secateur.targets.units.apply import Applier
-from secateur.targets.units.module_form.realise import restricted
+from secateur.targets.units.module_form.unrealisable import restricted
 from secateur.targets.units.record import Record, attach, record_of
 from secateur.targets.units.tensors import removed_positions
 

@@ -25,7 +25,8 @@ from secateur.targets.units.graph_form.program import Program, smaller_program
 from secateur.targets.units.graph_form.traced import Traced
 from secateur.targets.units.later_calls.flagged import require_as_traced
 from secateur.targets.units.masked import masked
-from secateur.targets.units.module_form.realise import proven_module, restricted, unrealisable
+from secateur.targets.units.module_form.realise import proven_module
+from secateur.targets.units.module_form.unrealisable import restricted, unrealisable
 from secateur.targets.units.record import Record, attach, record_of
 from secateur.targets.units.spread import gathered
 from secateur.targets.units.tensors import check_positions

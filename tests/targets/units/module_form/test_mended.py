@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import secateur as sc
 from secateur.targets.units.module_form import calls
-from secateur.targets.units.module_form.realise import restricted
+from secateur.targets.units.module_form.unrealisable import restricted
 from tests.targets.units.plans import random_plan
 
 

@@ -12,9 +12,11 @@ LAYOUT = frozenset("unsqueeze squeeze".split())
 """Operators that put in or take out axes of one position."""
 SUMS = frozenset(
     "mm addmm bmm baddbmm mv addmv matmul linear convolution _convolution conv1d conv2d conv3d "
-    "conv_transpose1d conv_transpose2d conv_transpose3d".split()
+    "conv_transpose1d conv_transpose2d conv_transpose3d _grouped_mm _scaled_mm addbmm dot".split()
 )
 """Operators that sum over the units that a weight reads: in their results, no units are missing."""
+SELECTIONS = frozenset("index index_select".split())
+"""Operators that select entries of a tensor: of weights that read units, such as those of experts, too."""
 EQUAL = frozenset("zeros ones full new_zeros new_ones new_full empty scalar_tensor".split())
 """Operators that make a tensor of equal numbers, however long it is."""
 ATTENTION = "scaled_dot_product"

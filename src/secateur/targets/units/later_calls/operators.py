@@ -29,6 +29,7 @@ from secateur.targets.units.later_calls.operator_names import (
     LAYOUT,
     NOISE,
     SAME,
+    SELECTIONS,
     SUMS,
     TITLES,
     WHOLE_CALLS,
@@ -340,7 +341,8 @@ class Operators(TorchDispatchMode):
         writes = bool(getattr(schema, "is_mutable", func.__name__ not in WHOLE_CALLS))
         order = frozenset[Any]().union(*(s.order for s in states if not s.is_weight))
         by_number = name in SAME or torch.Tag.pointwise in getattr(func, "tags", ())
-        if len(tensors) == 1 and states[0].is_weight and not writes:
+        selects = name in SELECTIONS and bool(states[0].reads) and not any(s.lacks for s in states[1:])
+        if (len(tensors) == 1 or selects) and states[0].is_weight and not writes:
             made = states[0]
         elif name in SUMS:
             of_weights = frozenset[str]().union(*(s.lacks for s in states if s.is_weight))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,9 +56,6 @@ from secateur.targets.units.module_form.unseen import in_words, known_code
 from secateur.targets.units.record import Record, attach
 from secateur.targets.units.tensors import removed_positions
 
-MANY = 4
-"""If more layers than this are equal, only the first and the last are tried."""
-
 
 def proven_module(
     traced: Traced,
@@ -83,7 +79,7 @@ def proven_module(
         ApplyError: No such module was found.
     """
     model, graph = traced.model, traced.graph
-    sizes, codes = find_changes(model, graph, plan)
+    sizes, codes, failing = find_changes(model, graph, plan)
     small = smaller_module(model, plan, sizes)
     mended = mend(small, codes)
     exact = all(g.exact or not g.removed for g in plan.groups)
@@ -98,7 +94,7 @@ def proven_module(
     check_calls(small, plan, right)
     sizes = {**sizes, **metadata}
     sentences = (
-        _note(mended, without),
+        _note(mended, without, failing),
         in_words(codes.values()),
         flags_in_words(flags),
         folder_note(traced, small, metadata),
@@ -107,11 +103,14 @@ def proven_module(
     return attach(small, Record(plan, "module", note, sizes=sizes, captured=mended, flags=flags))
 
 
-def find_changes(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, Any], dict[str, Code]]:
+def find_changes(
+    model: nn.Module, graph: Graph, plan: Plan
+) -> tuple[dict[str, Any], dict[str, Code], tuple[str, ...]]:
     """Find the attributes that have to change, and the calls that have to be mended.
 
     Returns:
-        New values of attributes by path; and what is known of the code of modules, by path.
+        New values of attributes by path; what is known of the code of modules, by path; and the modes of
+        PyTorch in which a kernel does not take the new sizes.
 
     Raises:
         ApplyError: One line of code would need different sizes.
@@ -137,7 +136,9 @@ def find_changes(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, 
         changes += shown  # a run shows only the first comparison that fails
     rules = rules_of(run for one in passes for run in one.runs(small))
     codes = known_code(model, small, plan, rules)
-    return sizes, _with_plain(small, graph, codes, passes)
+    failing = tuple(str(one.mode) for one in passes if one.fails)
+    passes = [one for one in passes if not one.fails]
+    return sizes, _with_plain(small, graph, codes, passes), failing
 
 
 def _with_plain(
@@ -164,17 +165,22 @@ def _with_plain(
 
 
 class _Pass:
-    """The recorded calls of the dense model in one kind of pass, and what they need in the smaller model."""
+    """The recorded calls of the dense model in one kind of pass, and what they need in the smaller model.
+
+    Attributes:
+        mode: PyTorch's mode.
+        fails: Whether the smaller model fails, because a kernel does not take its sizes in this mode.
+    """
 
     def __init__(
         self, model: nn.Module, graph: Graph, plan: Plan, view: View | None, *, exported: bool = False
     ) -> None:
-        self._exported, self._asked = exported, set[str]()
+        self._exported, self._asked, self.fails = exported, set[str](), False
         self._training, self._method = (view.training, view.method) if view is not None else (False, "")
-        self._mode = PLAIN if view is None else view.mode
+        self.mode = PLAIN if view is None else view.mode
         self._answer = None if view is None else view.answer
         asked = any(view.mode == WITHOUT_GRADIENTS for view in graph.views)  # else they only cost memory
-        self._mode = self._mode._replace(gradients=self._training or (self._mode.gradients and asked))
+        self.mode = self.mode._replace(gradients=self._training or (self.mode.gradients and asked))
         program = graph.program if view is None else view.program
         self._arguments = graph.captured_inputs() if view is None else view.arguments
         self._constants = Constants(graph.kept(removed_positions(plan), view))
@@ -205,7 +211,7 @@ class _Pass:
         """Inside, a call of the model is a pass of this kind."""
         with (
             evaluating(model, training=self._training),
-            self._mode.on(model),
+            self.mode.on(model),
             seeded(0),
             answering(self._answer),
             exporting(self._exported, self._asked),
@@ -262,6 +268,9 @@ class _Pass:
         except ApplyError:
             raise
         except Exception as error:  # with other shapes, the user's code may fail in any way
+            self.fails = _by_kernel(error) and (self.mode.autocast or self.mode.dtype is not None)
+            if self.fails:
+                return mender.runs
             if mender.other_code:
                 raise ApplyError(
                     f"apply: expected the smaller model to run the same code as the dense one, got other "
@@ -310,8 +319,13 @@ def _in_lists(model: nn.Module, solved: Mapping[str, int]) -> dict[str, Any]:
     return found
 
 
-def _note(mended: tuple[str, ...], without: tuple[str, ...]) -> str:
+def _note(mended: tuple[str, ...], without: tuple[str, ...], failing: tuple[str, ...]) -> str:
     parts = []
+    if failing:
+        parts.append(
+            f"it fails in {' and '.join(failing)}: there a kernel takes some sizes only. Plan with "
+            "Limits(round_to=8) to use it so."
+        )
     if without:
         parts.append(
             f"nothing was compared at {'; '.join(without)}: the dense model fails there on the inputs that "
@@ -322,12 +336,13 @@ def _note(mended: tuple[str, ...], without: tuple[str, ...]) -> str:
     return " ".join(parts)
 
 
-def _without_numbers(path: str) -> str:
+def without_numbers(path: str) -> str:
+    """Return a path with stars in place of numbers, so that those of equal layers are the same."""
     return re.sub(r"\d+", "*", path)
 
 
 def _mended_note(mended: tuple[str, ...]) -> str:
-    alike = Counter(_without_numbers(path) or "the model itself" for path in mended)
+    alike = Counter(without_numbers(path) or "the model itself" for path in mended)
     names = (name if count == 1 else f"{name} ({count})" for name, count in alike.items())
     return f"modules whose code holds a size as a number, which is mended at the call: {', '.join(names)}."
 
@@ -407,7 +422,7 @@ def _first_accepted(
 def _failed(error: Exception, title: str = "the traced size") -> ApplyError:
     why = "most likely because its code has a size that does not follow its tensors"
     what = "Leave the group alone (Limits(ignore=...)), or use form='graph'."
-    if "multiple of" in str(error):
+    if _by_kernel(error):
         why, what = "because a kernel takes some sizes only", "Plan with Limits(round_to=8)."
     return ApplyError(
         f"apply: the smaller module's forward pass failed at {title} ({error_text(error)}), {why}. {what}",
@@ -415,60 +430,5 @@ def _failed(error: Exception, title: str = "the traced size") -> ApplyError:
     )
 
 
-def unrealisable(
-    traced: Traced, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """Find the pruned groups that a smaller module cannot express, by halving the set of groups.
-
-    Groups whose names differ only in numbers, as those of equal layers do, are tried together first. If many
-    of them fail together, and both the first and the last fail alone, all count as failing. Each trial runs
-    the whole model, so this saves much time.
-    """
-    by_kind: dict[str, list[str]] = {}
-    for group in plan.groups:
-        if group.removed:
-            by_kind.setdefault(_without_numbers(group.name), []).append(group.name)
-
-    def works(names: list[str]) -> bool:
-        try:
-            less = restricted(plan, traced.graph, names)
-            proven_module(traced, less, args, kwargs, only_proof=True)
-        except ApplyError:
-            return False
-        return True
-
-    failed: list[str] = []
-    for kind in _failing(list(by_kind), lambda kinds: works([n for k in kinds for n in by_kind[k]])):
-        names = by_kind[kind]
-        all_fail = len(names) > MANY and not works(names[:1]) and not works(names[-1:])
-        failed += names if all_fail else _failing(names, works)
-    pruned = [g.name for g in plan.groups if g.removed]
-    left = [name for name in pruned if name not in failed]
-    return tuple(name for name in pruned if name in failed) if works(left) else tuple(pruned)
-
-
-def restricted(plan: Plan, graph: Graph, names: list[str]) -> Plan:
-    """Make a plan that prunes only these groups, as the given plan does."""
-    return Plan.build(
-        graph,
-        {g.name: g.keep for g in plan.groups if g.name in names},
-        allocator=plan.allocator,
-        settings=plan.settings,
-        seed=plan.seed,
-        budget=plan.budget,
-        certificates=plan.certificates,
-    )
-
-
-def _failing(names: list[str], works: Callable[[list[str]], bool]) -> list[str]:
-    """Return the members that have to be left out so that `works` is true. Sets are halved to find them."""
-    if not names or works(names):
-        return []
-    if len(names) == 1:
-        return names
-    parts = 2 if len(names) > 4 else len(names)
-    cuts = [len(names) * k // parts for k in range(parts + 1)]
-    failed = [n for a, b in itertools.pairwise(cuts) for n in _failing(names[a:b], works)]
-    left = [name for name in names if name not in failed]
-    # Two halves may work alone and fail together.
-    return failed if works(left) else failed + left
+def _by_kernel(error: Exception) -> bool:
+    return "multiple of" in str(error)
