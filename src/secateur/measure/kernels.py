@@ -14,7 +14,7 @@ from torch.nn.modules import transformer
 M = TypeVar("M", bound=nn.Module)
 
 _FIELD = "_experts_implementation"
-_LOOP, _GROUPED = "eager", "grouped_mm"
+_LOOP, _GROUPED, _BATCHED = "eager", "grouped_mm", "batched_mm"
 _DETECT = "_detect_is_causal_mask"
 
 
@@ -32,16 +32,17 @@ def with_loop(model: M) -> M:
 def capturable(model: nn.Module) -> Iterator[None]:
     """Make a model easier to capture inside the block, without changing its results.
 
-    Experts run as one grouped product instead of a loop: the loop runs over the experts that some token
-    chose, so its length depends on the data, which a capture cannot hold. PyTorch's distributions do not
-    check their arguments, and its transformers do not test whether a mask is causal, which only chooses a
-    kernel. Everything is restored afterwards.
+    Experts run as one product instead of a loop (a batched one in float64, which grouped products do not
+    take): the loop runs over the experts that some token chose, so its length depends on the data, which a
+    capture cannot hold. PyTorch's distributions do not check their arguments, and its transformers do not
+    test whether a mask is causal, which only chooses a kernel. Everything is restored afterwards.
     """
     looping = [config for config in _configs(model) if getattr(config, _FIELD) == _LOOP]
+    double = any(tensor.dtype == torch.float64 for tensor in model.parameters())
     detect, checked = getattr(transformer, _DETECT, None), Distribution._validate_args
     try:
         for config in looping:
-            setattr(config, _FIELD, _GROUPED)
+            setattr(config, _FIELD, _BATCHED if double else _GROUPED)
         Distribution.set_default_validate_args(False)
         if detect is not None:
             setattr(transformer, _DETECT, lambda mask, is_causal=None, size=None: is_causal is True)

@@ -181,6 +181,16 @@ def test_half_precision_in_rows_that_the_kernel_reads(kept: int, family: str) ->
                 sc.apply(model, plan, graph=graph, example_inputs=ids)
 
 
+def test_experts_in_float64_that_run_in_a_loop() -> None:
+    model = with_kernel(make("mixtral", layers=1), "eager").double()
+    graph = sc.trace(model, words())
+    plan = plan_of(graph)
+    small = sc.apply(model, plan, graph=graph, example_inputs=words())
+    assert sc.record_of(small).form == "module"
+    assert sc.verify(model, small, plan, words(3, 12, seed=1)).difference < 1e-12
+    assert model.config._experts_implementation == "eager"
+
+
 @pytest.mark.parametrize("family", ["qwen2", "plain"])
 def test_the_whole_pipeline(family: str, tmp_path: Path) -> None:
     model = make(family)

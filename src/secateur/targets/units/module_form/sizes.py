@@ -80,11 +80,15 @@ def _object_at(root: nn.Module, path: str, *, own: bool = False) -> Any:
 def _step(owner: Any, part: str) -> Any:
     if part.startswith("__"):
         raise ArtefactError(f"sizes: expected a path of submodules and attributes, got {part!r} in it.")
-    if isinstance(owner, Mapping):
-        return owner[part]
-    if isinstance(owner, list | tuple):
-        return owner[int(part)]
-    return getattr(owner, part)
+    try:
+        if isinstance(owner, Mapping):
+            return owner[part]
+        return owner[int(part)] if isinstance(owner, list | tuple) else getattr(owner, part)
+    except (AttributeError, LookupError, ValueError) as error:
+        raise ArtefactError(
+            f"sizes: expected a path of submodules and attributes of the model, but its {type(owner).__name__} "
+            f"has no {part[:60]!r}."
+        ) from error
 
 
 def _same_kind(old: Any, value: Any) -> bool:
