@@ -86,8 +86,8 @@ def _step(owner: Any, part: str) -> Any:
         return owner[int(part)] if isinstance(owner, list | tuple) else getattr(owner, part)
     except (AttributeError, LookupError, ValueError) as error:
         raise ArtefactError(
-            f"sizes: expected a path of submodules and attributes of the model, but its {type(owner).__name__} "
-            f"has no {part[:60]!r}."
+            f"sizes: expected a path of submodules and attributes of the model, got one with {part[:60]!r}, "
+            f"which its {type(owner).__name__} does not have."
         ) from error
 
 
