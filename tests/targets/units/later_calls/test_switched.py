@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.targets.units.later_calls import callcheck
+from secateur.targets.units.masked import masked
+from tests.targets.units.plans import random_plan
 
 WAYS = {
     "per unit": lambda net, h: h.tanh(),
@@ -267,3 +269,28 @@ def test_what_is_left_out_where_no_drawn_tensor_fits(x: Tensor) -> None:
     with pytest.raises(sc.InputError, match="mask=a tensor"):
         small(x, mask=x[0, :, 0])
     torch.testing.assert_close(small(x, mask=x[..., 0]), masked(x, mask=x[..., 0]))
+
+
+class Chosen(nn.Module):
+    """Two layers out of four, chosen by a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(4, 6, 9)), nn.Parameter(torch.randn(4, 9, 3))
+
+    def forward(self, x: Tensor, number: int = 0) -> Tensor:
+        hidden = (x @ self.up[number]).relu()
+        found: Tensor = hidden @ self.down[number]
+        return found if number else found + hidden[..., number].sum() * 0
+
+
+def test_another_one_of_layers_that_are_cut_alike() -> None:
+    torch.manual_seed(0)
+    net, x = Chosen().eval().double(), torch.randn(5, 6, dtype=torch.float64)
+    graph = sc.trace(net, (x, 1))
+    plan = random_plan(graph, 0.4)
+    small, dense = sc.apply(net, plan, graph=graph, example_inputs=(x, 1)), masked(net, plan)
+    for number in (2, 3, -1):
+        assert torch.allclose(small(x, number), dense(x, number), rtol=1e-12)
+    with pytest.raises(sc.InputError, match="number=0"):  # selects a unit
+        small(x, 0)

@@ -249,6 +249,8 @@ class Operators(TorchDispatchMode):
             made = carried.pop() if len(carried) == 1 else None
         if made is None:
             settings = [v for v in given if type(v) in (int, bool, str)]
+            if name == "select" and self._are_cut_alike(tensors[0], settings[0]):
+                settings = settings[:1]
             settings += [v for v in (given if self.is_sized else self._sizes_in(given)) if type(v) is float]
             shapes = [tuple(v.shape) if self._shapes else (v.ndim, self._state(v).axes) for v in results]
             call = title, tuple(names), tuple(settings), tuple(shapes)
@@ -299,6 +301,12 @@ class Operators(TorchDispatchMode):
         axes = None if None in cut else frozenset[int]().union(*(one for one in cut if one is not None))
         whole = (v for v, one in zip(tensors, states, strict=True) if not (one.lacks or one.reads))
         return bool(cut) and any(varies(v, axes) for v in whole)
+
+    def _are_cut_alike(self, tensor: Tensor, axis: int) -> bool:
+        """Whether a tensor is a weight whose entries along an axis lack the same units, as of experts."""
+        state = self._state(tensor)
+        own = axis if axis < 0 else axis - tensor.ndim
+        return state.is_weight and state.axes is not None and own not in state.axes
 
     def returned(self, outputs: Iterable[Tensor]) -> None:
         """Note the outputs of the pass in which units are missing, since the caller would miss them."""
