@@ -294,3 +294,28 @@ def test_another_one_of_layers_that_are_cut_alike() -> None:
         assert torch.allclose(small(x, number), dense(x, number), rtol=1e-12)
     with pytest.raises(sc.InputError, match="number=0"):  # selects a unit
         small(x, 0)
+
+
+class Rescaled(nn.Module):
+    """Writes into the tensor that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.last = nn.Linear(6, 9), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+        hidden = x + 0 if hidden is None else hidden  # type: ignore[operator]
+        hidden *= 2
+        found: Tensor = self.last(self.body(hidden).relu())
+        return found
+
+
+def test_a_tensor_with_gradients_that_the_code_writes_into() -> None:
+    torch.manual_seed(0)
+    net, x = Rescaled().eval().double(), torch.randn(4, 6, dtype=torch.float64)
+    graph = sc.trace(net, x)
+    plan = random_plan(graph, 0.4)
+    small, dense = sc.apply(net, plan, graph=graph, example_inputs=x), masked(net, plan)
+    made = x * nn.Parameter(x[:1])
+    for given in (made, made.t().contiguous().t(), made[:1].expand(4, 6)[:, ::2].repeat(1, 2)):
+        assert torch.allclose(small(hidden=given.clone()), dense(hidden=given.clone()), rtol=1e-12)

@@ -94,10 +94,16 @@ def _copied(leaf: Any) -> Any:
     if is_transformed(leaf):  # `vmap` runs other operators on it, with an axis more
         return torch.ones(leaf.shape, dtype=leaf.dtype, device=leaf.device)
     found = leaf.detach().clone()
-    if found.layout is torch.strided and found.stride() != leaf.stride():  # steps or repeats in memory
+    steps = found.layout is torch.strided and found.stride() != leaf.stride()  # or repeats in memory
+    if steps:
         span = 1 + sum((n - 1) * step for n, step in zip(leaf.shape, leaf.stride(), strict=True))
-        found = leaf.detach().as_strided((span,), (1,)).clone().as_strided(leaf.shape, leaf.stride())
-    return found.requires_grad_(leaf.requires_grad)
+        found = leaf.detach().as_strided((span,), (1,)).clone()
+    if not leaf.is_leaf:  # the code may write into it, which autograd refuses for a leaf
+        with torch.enable_grad():
+            found = found.requires_grad_().clone()
+    if steps:
+        found = found.as_strided(leaf.shape, leaf.stride())
+    return found.requires_grad_() if leaf.requires_grad else found
 
 
 def made_by_the_code(module: nn.Module, given: Any, left: Sequence[Change]) -> list[Change]:
