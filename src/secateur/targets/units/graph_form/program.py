@@ -90,8 +90,8 @@ class Program(FixedAttributes, Pickled):
             return super().__getattr__(name)
         except AttributeError as error:
             raise AttributeError(
-                f"{type(self).__name__}: expected an attribute of a captured program, got {name!r}. It is the "
-                f"program of one forward pass: it has the model's tensors, not its methods and other "
+                f"{type(self).__name__}: expected an attribute of a captured program, got {name!r}. It is "
+                f"the program of one forward pass: it has the model's tensors, not its methods and other "
                 f"attributes. Unless you asked for form 'graph', secateur.record_of(model).note says why. "
                 f"To keep the model's class, call sc.apply with on_unrealisable='leave', and sc.trace with "
                 f"methods=[...] for further methods.",
