@@ -45,6 +45,18 @@ def test_methods_that_were_asked_for_do_not_get_lost() -> None:
     torch.testing.assert_close(small.features(x), model.features(x))
 
 
+def test_a_method_that_the_program_lacks_is_an_attribute_error_in_words() -> None:
+    model, x = Features().eval(), torch.randn(4, 6)
+    graph = sc.trace(model, x)
+    small = sc.apply(model, random_plan(graph), "graph", graph=graph)
+    for program in (small, copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        with pytest.raises(AttributeError, match="captured program, got 'features'") as raised:
+            program.features(x)
+        assert len(str(raised.value)) < 600
+        assert not hasattr(program, "features")
+        assert isinstance(program.get_submodule("head"), nn.Module)
+
+
 class Last(nn.Module):
     """Looks at the last twenty steps."""
 

@@ -80,6 +80,25 @@ class Program(FixedAttributes, Pickled):
                 self._check(accepts, args, kwargs)
         return super().__call__(*args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        """Return a tensor or submodule.
+
+        Raises:
+            AttributeError: There is none; `hasattr` relies on this kind of error.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(
+                f"{type(self).__name__}: expected an attribute of a captured program, got {name!r}. It is "
+                f"the program of one forward pass: it has the model's tensors, not its methods and other "
+                f"attributes. Unless you asked for form 'graph', secateur.record_of(model).note says why. "
+                f"To keep the model's class, call sc.apply with on_unrealisable='leave', and sc.trace with "
+                f"methods=[...] for further methods.",
+                name=name,
+                obj=self,
+            ) from error
+
     def narrowed(self, spec: InputSpec) -> InputSpec:
         """Describe the inputs that both the dense model and this program take."""
         accepts, _ = self.meta.get(_STATE, (None, ""))

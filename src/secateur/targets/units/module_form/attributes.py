@@ -17,6 +17,12 @@ Sizes = Mapping[str, object]
 """Name of an attribute -> its new value."""
 
 
+def bilinear(layer: nn.Module, stays: Stays) -> Sizes:
+    """Return new `out_features`, `in1_features` and `in2_features`."""
+    names = ("out_features", "in1_features", "in2_features")
+    return {name: int(stays("weight", axis).sum()) for axis, name in enumerate(names)}
+
+
 def convolution(layer: nn.Module, stays: Stays) -> Sizes:
     """Return new `in_channels`, `out_channels` and `groups`."""
     groups = groups_after(stays("weight", 0), layer.groups)  # type: ignore[arg-type]
@@ -60,9 +66,10 @@ def slope(layer: nn.Module, stays: Stays) -> Sizes:
 
 def recurrent(layer: nn.Module, stays: Stays) -> Sizes:
     """Return new `input_size`, `hidden_size` and `proj_size`."""
+    first = "" if isinstance(layer, nn.RNNCellBase) else "_l0"
     sizes = {
-        "input_size": int(stays("weight_ih_l0", 1).sum()),
-        "hidden_size": int(stays("weight_hh_l0", 1).sum()),
+        "input_size": int(stays(f"weight_ih{first}", 1).sum()),
+        "hidden_size": int(stays(f"weight_hh{first}", 1).sum()),
     }
     if getattr(layer, "proj_size", 0):
         sizes["proj_size"] = sizes["hidden_size"]
@@ -73,12 +80,13 @@ def recurrent(layer: nn.Module, stays: Stays) -> Sizes:
 LAYERS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[nn.Module, Stays], Sizes]], ...] = (
     ((nn.modules.conv._ConvNd,), convolution),
     ((nn.Linear,), linear),
+    ((nn.Bilinear,), bilinear),
     ((nn.modules.batchnorm._NormBase,), channel_norm),
     ((nn.LayerNorm,) + ((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()), shape_norm),
     ((nn.GroupNorm,), group_norm),
-    ((nn.Embedding,), embedding),
+    ((nn.Embedding, nn.EmbeddingBag), embedding),
     ((nn.PReLU,), slope),
-    ((nn.RNNBase,), recurrent),
+    ((nn.RNNBase, nn.RNNCellBase), recurrent),
 )
 """Classes of layers, each with the function that returns new values of its attributes."""
 
