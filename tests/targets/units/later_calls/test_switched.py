@@ -319,3 +319,29 @@ def test_a_tensor_with_gradients_that_the_code_writes_into() -> None:
     made = x * nn.Parameter(x[:1])
     for given in (made, made.t().contiguous().t(), made[:1].expand(4, 6)[:, ::2].repeat(1, 2)):
         assert torch.allclose(small(hidden=given.clone()), dense(hidden=given.clone()), rtol=1e-12)
+
+
+class LaidOut(nn.Module):
+    """Heads whose places in memory depend on a switch, so that a reshape is a view, or a copy and a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, packed: bool = True) -> Tensor:
+        heads = self.first(x).view(len(x), x.shape[1], -1, 3).transpose(1, 2)
+        if packed:
+            heads = torch.cat([heads, heads[:, :, :0]], 2)
+        rows = heads.reshape(len(x) * heads.shape[1], -1, 3).relu()
+        found: Tensor = self.last(rows.view(len(x), -1, x.shape[1], 3).transpose(1, 2).flatten(2))
+        return found
+
+
+def test_a_view_and_a_copy_of_the_same_units() -> None:
+    torch.manual_seed(0)
+    net, x = LaidOut().eval().double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    graph = sc.trace(net, x)
+    plan = random_plan(graph, 0.4)
+    small, dense = sc.apply(net, plan, graph=graph, example_inputs=x), masked(net, plan)
+    assert plan.groups[0].removed
+    assert torch.allclose(small(x, packed=False), dense(x, packed=False), rtol=1e-12)

@@ -251,6 +251,8 @@ class Operators(TorchDispatchMode):
             settings = [v for v in given if type(v) in (int, bool, str)]
             if name == "select" and self._are_cut_alike(tensors[0], settings[0]):
                 settings = settings[:1]
+            if title == "view":
+                settings = self._sizes_of_units(settings, results[0])
             settings += [v for v in (given if self.is_sized else self._sizes_in(given)) if type(v) is float]
             shapes = [tuple(v.shape) if self._shapes else (v.ndim, self._state(v).axes) for v in results]
             call = title, tuple(names), tuple(settings), tuple(shapes)
@@ -301,6 +303,13 @@ class Operators(TorchDispatchMode):
         axes = None if None in cut else frozenset[int]().union(*(one for one in cut if one is not None))
         whole = (v for v, one in zip(tensors, states, strict=True) if not (one.lacks or one.reads))
         return bool(cut) and any(varies(v, axes) for v in whole)
+
+    def _sizes_of_units(self, sizes: list[Any], made: Tensor) -> list[Any]:
+        """The sizes that a view is given, without those of axes at which no units can be missing."""
+        axes = self._state(made).axes
+        if axes is None or len(sizes) != made.ndim:
+            return sizes
+        return [size if axis in axes else -1 for axis, size in enumerate(sizes, -made.ndim)]
 
     def _are_cut_alike(self, tensor: Tensor, axis: int) -> bool:
         """Whether a tensor is a weight whose entries along an axis lack the same units, as of experts."""
