@@ -372,3 +372,21 @@ PLAIN = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
 def test_what_no_capture_takes_is_refused_in_words(make: Any, inputs: Any, message: str) -> None:
     with pytest.raises(sc.SettingError, match=message):
         sc.trace(make(), inputs())
+
+
+def test_code_that_leaves_something_out_in_an_export() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 9), nn.Linear(9, 3)
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+            if mask is None and not torch.compiler.is_compiling():
+                mask = torch.ones(x.shape[:2], dtype=x.dtype)
+            found: torch.Tensor = self.last(self.first(x).relu() * mask[..., None])  # type: ignore[index]
+            return found
+
+    net, x = Masked().eval(), torch.randn(2, 5, 6)
+    graph = sc.trace(net, x)
+    assert [group.size for group in graph.groups] == [9]
+    assert torch.equal(graph.program.module()(x), net(x))

@@ -27,6 +27,7 @@ from secateur.compat.exporting import quick_export
 from secateur.errors import CaptureError
 from secateur.graph.assertions import AssertionsHold
 from secateur.graph.decompose import decompose
+from secateur.graph.exporting import exporting
 from secateur.graph.inline import inline_regions
 from secateur.graph.inputs import Arguments, batch_size, samples_of
 from secateur.graph.knownvalues import KnownValues
@@ -160,14 +161,17 @@ def _first_that_works(
         used, first = _state_after_call(model, fresh, general)
     if also is not None and first is None:
         attempts = [(fresh, general, shapes), (used, general, shapes), *attempts]
-    for (state, arguments, axes), numbers in itertools.product(attempts, (False, True)):
-        if state is None or (numbers and not depends_on_data(first)):
+    asked = set[str]()
+    ways = itertools.product((None, False), attempts, (False, True))
+    for told, (state, arguments, axes), numbers in ways:
+        if state is None or (numbers and not depends_on_data(first)) or (told is False and not asked):
             continue
         agrees = True
         try:
             with (
                 numbers_open() if numbers else nullcontext(),
                 nullcontext() if answers is None else answers.given(),
+                exporting(told, asked),  # code that makes no mask in an export may need one
             ):
                 program = _export(model, state, arguments, axes, known_values)
             other = answers is not None or (known_values is not None and bool(known_values.inverted))

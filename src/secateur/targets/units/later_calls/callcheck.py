@@ -23,6 +23,7 @@ from secateur.calibration.randomness import seeded
 from secateur.common.foreign import error_text
 from secateur.common.preserving import ATOMS, is_alike
 from secateur.errors import InputError
+from secateur.graph.exporting import exporting
 from secateur.graph.inputs import InputSpec
 from secateur.plan import Plan
 from secateur.targets.units.later_calls.comparedcalls import (
@@ -47,7 +48,6 @@ from secateur.targets.units.later_calls.whole_calls import (
     ForcedOutcomes,
     is_right_for_other_values,
 )
-from secateur.targets.units.module_form.exporting import exporting
 
 Together = tuple[tuple[str, Any], ...]
 """Several values, each with its name from the model on, such as ``("model.head.pooled", True)``."""

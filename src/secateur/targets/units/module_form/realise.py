@@ -19,6 +19,7 @@ from secateur.common.models import device_of, evaluating
 from secateur.common.outputs import is_finite_somewhere
 from secateur.errors import ApplyError
 from secateur.graph.answering import answering
+from secateur.graph.exporting import exporting
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import Arguments, resized
 from secateur.graph.modes import PLAIN, WITHOUT_GRADIENTS
@@ -43,7 +44,6 @@ from secateur.targets.units.later_calls.callcheck import check_calls
 from secateur.targets.units.later_calls.flagged import flags_in_words, guard, try_flags
 from secateur.targets.units.masked import masked
 from secateur.targets.units.module_form import calls
-from secateur.targets.units.module_form.exporting import exporting
 from secateur.targets.units.module_form.mended import Code, mend, watching
 from secateur.targets.units.module_form.mendrules import Mender, Run, changes, need_of, rules_of, stays
 from secateur.targets.units.module_form.metadata import folder_note, new_metadata
@@ -214,7 +214,7 @@ class _Pass:
             self.mode.on(model),
             seeded(0),
             answering(self._answer),
-            exporting(self._exported, self._asked),
+            exporting(self._exported or None, self._asked),
         ):
             yield
 

@@ -16,8 +16,8 @@ _QUESTIONS = ("is_exporting", "is_compiling")
 
 
 @contextmanager
-def exporting(on: bool, asked: set[str]) -> Iterator[None]:
-    """Inside, code that asks whether it is exported or compiled gets True, if `on`.
+def exporting(answer: bool | None, asked: set[str]) -> Iterator[None]:
+    """Inside, code that asks whether it is exported or compiled gets this answer; the true one if None.
 
     The names of the functions by which it asks are added to `asked`. Transformers passes a mask to attention
     then, where it otherwise passes none. PyTorch's own code, and other threads, get true answers.
@@ -26,13 +26,13 @@ def exporting(on: bool, asked: set[str]) -> Iterator[None]:
     before = {name: found for name in _QUESTIONS if (found := getattr(torch.compiler, name, None))}
 
     def answering(name: str, original: Callable[[], bool]) -> Callable[[], bool]:
-        def answer() -> bool:
+        def asks() -> bool:
             if threading.get_ident() != own or in_pytorch(sys._getframe(1)):
                 return original()
             asked.add(name)
-            return on or original()
+            return original() if answer is None else answer
 
-        return answer
+        return asks
 
     try:
         for name, original in before.items():
