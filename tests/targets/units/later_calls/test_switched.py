@@ -345,3 +345,32 @@ def test_a_view_and_a_copy_of_the_same_units() -> None:
     small, dense = sc.apply(net, plan, graph=graph, example_inputs=x), masked(net, plan)
     assert plan.groups[0].removed
     assert torch.allclose(small(x, packed=False), dense(x, packed=False), rtol=1e-12)
+
+
+class Positions(nn.Module):
+    """Divides positions by a number that is a multiple of what a layer of 16 units keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.longest = nn.Linear(6, 16), nn.Linear(16, 3), 20
+
+    def forward(self, x: Tensor, positions: Tensor | None = None, other: bool = False) -> Tensor:
+        if positions is None:
+            positions = torch.arange(x.shape[1])
+        hidden = self.first(x).relu()
+        scale = positions / (2 * hidden.shape[-1] if other else self.longest)
+        found: Tensor = self.last(hidden * (1 + scale)[:, None])
+        return found
+
+
+def test_positions_that_are_divided_by_what_may_be_a_size() -> None:
+    torch.manual_seed(0)
+    net, x = Positions().eval().double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    graph = sc.trace(net, x)
+    plan = random_plan(graph, 0.4)
+    assert plan.groups[0].kept == 10
+    small, dense = sc.apply(net, plan, graph=graph, example_inputs=x), masked(net, plan)
+    places = torch.arange(5).flip(0)
+    assert torch.allclose(small(x, places), dense(x, places), rtol=1e-12)
+    with pytest.raises(sc.InputError, match="other=True"):
+        small(x, places, other=True)

@@ -164,6 +164,7 @@ class Operators(TorchDispatchMode):
         self._names: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
         self._is_inside = False  # a call that is noted as one operator
         self.is_sized = False  # whether the running function takes a number that `sizes` watches
+        self.line: Line = ("", 0)  # that runs
         self.explained: frozenset[Any] = frozenset()  # the numbers that it takes from other sizes
         tensors = {
             (name, number): leaf
@@ -270,7 +271,10 @@ class Operators(TorchDispatchMode):
                     state = replace(state, order=frozenset({(hash(call), number)}))
                     self._states[id(tensor)] = weakref.ref(tensor), state
         elif sized:
-            self.missing.append((str(func), made))
+            # Another whole tensor is no other operator, if the same line of code has the same number.
+            alike = by_number and not (cut or self.is_sized)
+            numbers = [v for v in given if type(v) in (int, float)]
+            self.missing.append((str(func), self.line, *numbers) if alike else (str(func), made))
             self.contracts = False
         for tensor in results if made is not None else ():
             self._name(tensor, made)

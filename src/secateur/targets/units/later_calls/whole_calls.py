@@ -49,6 +49,7 @@ class WholeCalls(TorchFunctionMode):
         if name == "__set__" and isinstance(args[1], Tensor):
             self._operators.replaced(*args)
         operators, given = self._operators, leaves((args, kwargs))
+        operators.line = line_of_user(frame)
         before = operators.is_sized, operators.explained
         numbers = [*_watched(given)]
         operators.is_sized |= any(number.recorder is operators for number in numbers)
