@@ -6,7 +6,8 @@
 against the masked dense model in float64, run with every axis that may vary at another size, in half
 precision, and for a step in training, saved and loaded. An architecture whose groups an operator mixes
 throughout is pruned inexactly, and compared with the captured program. (The slow tests of the zoo prove form
-`graph` as well.) The rows of architectures that are named replace those of the last run in the result file.
+`graph` as well.) The rows of architectures that are named, or that were walked before Ctrl-C, replace those
+of the last run in the result file.
 
 Ends with status 1 if an architecture fails, or got worse than its row in the result file says: form `module`
 before and another now, or prunable units in fewer layers. Its row then stays, and it is under ``failed``,
@@ -52,7 +53,7 @@ def main() -> int:
     """Walks the architectures named on the command line, or all. Returns the exit status."""
     warnings.simplefilter("ignore")
     sc.trace(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.zeros(2, 3))  # imports the exporter
-    found, failed, missing = [], {}, []
+    found, failed, missing, part = [], {}, [], bool(sys.argv[1:])
     for entry in (e for e in ZOO if not sys.argv[1:] or e.name in sys.argv[1:]):
         if not entry.available():
             missing.append(entry.name)
@@ -63,6 +64,9 @@ def main() -> int:
         except Exception as error:  # whatever goes wrong with one, the others are walked
             failed[entry.name] = f"{type(error).__name__}: {error}"
             print(f"{entry.name}: {failed[entry.name]}", file=sys.stderr)
+        except KeyboardInterrupt:
+            part = True
+            break
         gc.collect()
     rows = [
         (
@@ -91,7 +95,7 @@ def main() -> int:
     for name, why in failed.items():
         print(f"failed: {name}: {why}")
     status = 1 if failed else 0
-    if sys.argv[1:]:  # those that were named take the place of what is known of them
+    if part:  # those that were walked take the place of what is known of them
         failed = {k: v for k, v in last["failed"].items() if all(k != w.name for w in found)} | failed
         missing = [name for name in last["not_installed"] if all(name != w.name for w in found)]
     else:
