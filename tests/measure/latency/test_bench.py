@@ -88,7 +88,7 @@ def test_a_busy_machine_is_named(clock: Clock) -> None:
 def test_a_back_end_that_cannot_run_is_named_and_the_rest_measured(clock: Clock) -> None:
     class Odd(Timed):
         def forward(self, x: torch.Tensor) -> Any:
-            if torch.compiler.is_exporting():
+            if type(x) is not torch.Tensor:  # as in an export
                 raise RuntimeError("not for export")
             return super().forward(x)
 
